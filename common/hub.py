@@ -1,7 +1,7 @@
 """From a model's name to a local folder.
 
-A name is a folder, ``smollm2`` (the embedded model), or a hub id such as ``Qwen/Qwen3-0.6B``. Of a
-hub repository only weights in safetensors, JSON files and tokenizer files are fetched: no pickle
+A name is a folder, ``smollm2`` (the embedded model), ``qwen3-0.6b-random`` (its shape, for
+measuring), or a hub id such as ``Qwen/Qwen3-0.6B``. Of a hub repository only weights in safetensors, JSON files and tokenizer files are fetched: no pickle
 and no Python code ever reach this machine.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common.embedded_model import embedded_model_folder
 from common.errors import ModelNotFoundError
+from common.random_model import RANDOM_MODEL, random_model_folder
 
 DEFAULT_MODEL = "smollm2"
 """Alias of the embedded model; a folder of that name is reached as ``./smollm2``."""
@@ -43,8 +44,9 @@ def resolve_model(name: str | Path, *, hub_timeout: float = 5.0) -> Path:
     """Find the local folder of a model; fetch or convert it if need be.
 
     Args:
-        name: A folder that holds a ``config.json``, the alias ``smollm2``, or a hub id
-            ``organisation/name`` (local Hugging Face cache first, then the hub).
+        name: A folder that holds a ``config.json``, the alias ``smollm2``, a hub id
+            ``organisation/name`` (local Hugging Face cache first, then the hub), or
+            ``qwen3-0.6b-random`` (random weights of that shape, for measuring).
         hub_timeout: Seconds to wait for the hub's first answer.
 
     Returns:
@@ -57,6 +59,8 @@ def resolve_model(name: str | Path, *, hub_timeout: float = 5.0) -> Path:
     text = str(name)
     if name == DEFAULT_MODEL:
         return embedded_model_folder(cache_dir())
+    if name == RANDOM_MODEL:
+        return random_model_folder(cache_dir())
     path = Path(text).expanduser()
     if text and path.is_dir():
         if not (path / "config.json").is_file():

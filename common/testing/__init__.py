@@ -1,0 +1,1 @@
+"""What tests of every stage share: tiny checkpoints, the Hugging Face oracle, strategies."""
