@@ -1,0 +1,72 @@
+"""The other side of M1's comparison: ``transformers.generate`` at its usual best settings."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from common.testing.checkpoints import quiet_transformers
+
+
+class TransformersGenerate:
+    """Greedy generation by transformers: SDPA attention, dynamic KV cache, inference mode."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: str) -> None:
+        """Load the checkpoint.
+
+        Args:
+            folder: A model folder.
+            dtype: Element type of weights and KV.
+            device: ``cpu``, ``cuda`` or ``cuda:N``.
+        """
+        transformers = quiet_transformers()
+        self.device = device
+        self.model = transformers.AutoModelForCausalLM.from_pretrained(
+            str(folder), dtype=dtype, attn_implementation="sdpa", local_files_only=True
+        )
+        self.model.to(device).eval()
+        self._config = transformers.GenerationConfig(
+            do_sample=False, use_cache=True, eos_token_id=None, pad_token_id=0
+        )
+        self.model.generation_config = transformers.GenerationConfig()
+
+    @torch.inference_mode()
+    def token_times(self, prompt: list[int], max_tokens: int) -> list[float]:
+        """When each of ``max_tokens`` greedy tokens was on the host; EOS does not stop them.
+
+        Args:
+            prompt: Prompt ids.
+            max_tokens: Tokens to generate.
+
+        Returns:
+            ``time.perf_counter()`` seconds.
+        """
+        ids = torch.tensor([prompt], device=self.device)
+        self._config.max_new_tokens = max_tokens
+        clock = _Clock()
+        self.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            generation_config=self._config,
+            streamer=clock,
+        )
+        return clock.times
+
+
+class _Clock:
+    """A streamer of transformers that only looks at the time; the first call brings the prompt."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._prompt_seen = False
+
+    def put(self, _value: torch.Tensor) -> None:
+        """Called with the prompt, then with each token."""
+        if self._prompt_seen:
+            self.times.append(time.perf_counter())
+        self._prompt_seen = True
+
+    def end(self) -> None:
+        """Called after the last token."""
