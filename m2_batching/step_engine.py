@@ -1,0 +1,378 @@
+"""The engine loop of every stage from here on: schedule, launch, update.
+
+A stage subclasses :class:`StepEngine` and overrides :meth:`StepEngine.build`, its table of
+contents: which scheduler, which memory, which runner. The surface and the loop stay.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Seq
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from tqdm import tqdm
+
+from common.config import EngineConfig, options_of
+from common.errors import OutOfMemoryError
+from common.inputs import InputProcessor, Prompt, params_list, prompt_list
+from common.output_processor import RequestState
+from common.outputs import EngineStats, RequestOutput
+from common.request import Request, SamplingParams, Sequence
+from common.stats import StatsRecorder, peak_memory_bytes
+from common.step_record import BlockEvent
+from common.stopping import check_stop
+from common.trace import Trace, TraceInfo
+from m0_init.loader import LoadedModel, load
+from m1_basic.sampler import Sampler
+from m2_batching.plan import SchedulerOutput, StepResult
+from m2_batching.request_queue import RequestQueue
+from m2_batching.step_trace import StepTracer
+
+
+class StepScheduler(Protocol):
+    """What the loop needs of a scheduler."""
+
+    waiting: RequestQueue
+    running: list[Sequence]
+
+    def add(self, sequences: list[Sequence]) -> None:
+        """Take the sequences of a new request."""
+        ...
+
+    def has_unfinished(self) -> bool:
+        """Whether a step would do anything."""
+        ...
+
+    def schedule(self) -> SchedulerOutput:
+        """Plan one step."""
+        ...
+
+    def update(self, plan: SchedulerOutput, result: StepResult, now: float) -> list[Sequence]:
+        """Append what was sampled; returns the sequences that got a token."""
+        ...
+
+    def abort(self, sequence: Sequence) -> None:
+        """End a sequence in whatever state it is."""
+        ...
+
+    def drain_events(self) -> tuple[BlockEvent, ...]:
+        """Memory events since the last call."""
+        ...
+
+
+class StepFlight(Protocol):
+    """A launched step."""
+
+    def result(self) -> StepResult:
+        """Wait for the sampled ids."""
+        ...
+
+
+class StepRunner(Protocol):
+    """What the loop needs of a runner."""
+
+    sampler: Sampler
+
+    def launch(self, plan: SchedulerOutput) -> StepFlight:
+        """Start one step on the device."""
+        ...
+
+
+class StepEngine(ABC):
+    """Serves many requests at once, one step after the other.
+
+    Attributes:
+        config: The options it was built with.
+        max_model_len: Longest prompt plus output.
+        eos_token_ids: The model's end-of-sequence ids.
+        scheduler: Decides each step.
+        runner: Computes each step.
+        sampler: Draws the tokens.
+    """
+
+    stage: ClassVar[str]
+
+    scheduler: StepScheduler
+    runner: StepRunner
+
+    def __init_subclass__(cls) -> None:
+        """Give the constructor the signature of the stage's options, for ``help()``."""
+        super().__init_subclass__()
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        rows = [row for row in options_of(cls.stage) if row.name != "model"]
+        cls.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                inspect.Parameter(
+                    "model", inspect.Parameter.POSITIONAL_OR_KEYWORD, default="smollm2"
+                ),
+                *(inspect.Parameter(row.name, keyword, default=row.default) for row in rows),
+            ]
+        )
+
+    def __init__(self, model: str | Path = "smollm2", **options: Any) -> None:
+        """Load the model and reserve memory.
+
+        Args:
+            model: Local folder, hub id, or ``smollm2``.
+            **options: The options of this stage; see :mod:`common.config`. Others are refused by
+                name.
+
+        Raises:
+            FoloError: A child that says which option, file or size is wrong.
+        """
+        self.config = EngineConfig.from_options(self.stage, {"model": str(model), **options})
+        loaded = load(self.config.model, dtype=self.config.dtype, device=self.config.device)
+        self.model, self.tokenizer, self.device = loaded.model, loaded.tokenizer, loaded.device
+        self.max_model_len = loaded.config.resolve_max_model_len(self.config.max_model_len)
+        self.eos_token_ids = loaded.config.eos_token_ids
+        self.inputs = InputProcessor(loaded.config, self.tokenizer, self.max_model_len)
+        text = self.tokenizer.token_text if self.tokenizer else None
+        self.sampler = Sampler(self.config.seed, self.eos_token_ids, text)
+        self._states: dict[str, RequestState] = {}
+        self._stats = StatsRecorder()
+        self._next_seq_id = 0
+        info = self.build(loaded)
+        self._tracer = StepTracer(info) if self.config.trace else None
+
+    @abstractmethod
+    def build(self, loaded: LoadedModel) -> TraceInfo:
+        """Choose this stage's parts: set :attr:`scheduler` and :attr:`runner`.
+
+        Returns:
+            What a trace of this engine says of itself.
+        """
+
+    @abstractmethod
+    def kv_bytes(self) -> int:
+        """Bytes reserved for K and V."""
+
+    @property
+    def trace(self) -> Trace | None:
+        """The steps so far; None unless the engine was built with ``trace=True``."""
+        return self._tracer.trace if self._tracer is not None else None
+
+    def add_request(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Queue one request.
+
+        Args:
+            prompt: Text, token ids or chat messages.
+            sampling_params: The defaults where None.
+            priority: Smaller is served first, with ``policy="priority"``.
+            chat_template_kwargs: Passed to the chat template.
+
+        Returns:
+            The request's id.
+
+        Raises:
+            InvalidRequestError: The prompt or a parameter cannot be served.
+        """
+        request = self.inputs.make_request(
+            prompt,
+            sampling_params or SamplingParams(),
+            priority=priority,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        self.check_request(request)
+        sequences = []
+        for index in range(request.sampling_params.n):
+            sequences.append(Sequence(self._next_seq_id, request, index))
+            self._next_seq_id += 1
+        self._states[request.request_id] = RequestState(request, sequences, self.tokenizer)
+        if self._tracer is not None:
+            for sequence in sequences:
+                self._tracer.on_add(sequence)
+        self.scheduler.add(sequences)
+        return request.request_id
+
+    def check_request(self, request: Request) -> None:  # noqa: B027 (a hook, not a duty)
+        """Refuse what this stage can never serve, beyond the limits of the model; here nothing.
+
+        Raises:
+            InvalidRequestError: In stages with such limits.
+        """
+
+    def has_unfinished_requests(self) -> bool:
+        """Whether a step would do anything."""
+        return self.scheduler.has_unfinished()
+
+    def step(self) -> list[RequestOutput]:
+        """Run one step.
+
+        Returns:
+            The state of every request that got a token, finished ones included.
+
+        Raises:
+            OutOfMemoryError: Not even one sequence fits the device.
+        """
+        begin = time.perf_counter()
+        if self._tracer is not None:
+            self._tracer.before(self.scheduler)
+        plan = self.scheduler.schedule()
+        if not plan.scheduled:
+            if self._tracer is not None:
+                self._tracer.idle(self.scheduler)
+            return []
+        try:
+            result = self.runner.launch(plan).result()
+        except torch.OutOfMemoryError as error:
+            self.on_out_of_memory(error)
+            if self._tracer is not None:
+                self._tracer.failed(self.scheduler)
+            return []
+        now = time.perf_counter()
+        touched = self.scheduler.update(plan, result, now)
+        self._stats.on_step(now - begin, prefill=bool(plan.new), num_tokens=plan.num_tokens)
+        if self._tracer is not None:
+            elapsed = (now - begin) * 1e3
+            self._tracer.after(self.scheduler, plan, result, touched, elapsed)
+        return self._collect(touched)
+
+    def on_out_of_memory(self, error: Exception) -> None:
+        """A step did not fit the device. Without a way to shrink, that ends the run.
+
+        Raises:
+            OutOfMemoryError: Always, unless a stage overrides it.
+        """
+        raise OutOfMemoryError(f"a step does not fit {self.device}: {error}") from error
+
+    def abort(self, request_id: str) -> None:
+        """End a request in whatever state it is. An unknown or finished id does nothing."""
+        state = self._states.pop(request_id, None)
+        if state is None:
+            return
+        for sequence in state.sequences:
+            if not sequence.is_finished:
+                self.scheduler.abort(sequence)
+                state.close(sequence)
+                if self._tracer is not None:
+                    self._tracer.on_abort(sequence)
+            self.sampler.release(sequence)
+        self._stats.on_finished(state)
+        if self._tracer is not None and not self.has_unfinished_requests():
+            self._tracer.idle(self.scheduler)
+
+    def generate(
+        self,
+        prompts: Prompt | Seq[Prompt],
+        sampling_params: SamplingParams | Seq[SamplingParams] | None = None,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete one prompt or many, in order. A progress bar shows where stderr is a terminal.
+
+        Args:
+            prompts: Text, token ids or chat messages; one, or a list of them.
+            sampling_params: One for all prompts, or one each; the defaults where None.
+            chat_template_kwargs: Passed to the chat template, such as ``enable_thinking``.
+
+        Returns:
+            One output per prompt, in the order given.
+
+        Raises:
+            InvalidRequestError: Some prompt or parameter cannot be served; nothing has run then.
+        """
+        items = prompt_list(prompts)
+        params = params_list(sampling_params, len(items))
+        ids: list[str] = []
+        try:
+            for prompt, each in zip(items, params, strict=True):
+                ids.append(
+                    self.add_request(prompt, each, chat_template_kwargs=chat_template_kwargs)
+                )
+            done = self._run_until_done(ids)
+        finally:  # whatever ended the run early, nothing of it stays behind
+            for request_id in ids:
+                self.abort(request_id)
+        return [done[request_id] for request_id in ids]
+
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> Iterator[RequestOutput]:
+        """Complete one prompt and yield after every token, text and ids cumulative.
+
+        Other requests advance in the same steps. The request is checked and queued now; closing
+        the iterator early aborts it.
+
+        Args:
+            prompt: Text, token ids or chat messages.
+            sampling_params: The defaults where None.
+            chat_template_kwargs: Passed to the chat template.
+
+        Raises:
+            InvalidRequestError: The prompt or a parameter cannot be served.
+        """
+        request_id = self.add_request(
+            prompt, sampling_params, chat_template_kwargs=chat_template_kwargs
+        )
+        return self._stream(request_id)
+
+    def stats(self) -> EngineStats:
+        """Counts and times since the engine was built."""
+        return self._stats.snapshot(
+            weight_bytes=self.model.weight_bytes(),
+            kv_bytes=self.kv_bytes(),
+            peak_memory_bytes=peak_memory_bytes(str(self.device)),
+        )
+
+    def on_token(self, sequence: Sequence) -> None:
+        """The scheduler's question after each token: was that the last one?"""
+        check_stop(sequence, self.eos_token_ids, self.max_model_len)
+        self._states[sequence.request.request_id].on_token(sequence)
+
+    def _collect(self, touched: list[Sequence]) -> list[RequestOutput]:
+        """Outputs of the requests of some sequences; forgets what has finished."""
+        outputs = []
+        for request_id in dict.fromkeys(s.request.request_id for s in touched):
+            state = self._states[request_id]
+            outputs.append(state.output())
+            if state.finished:
+                del self._states[request_id]
+                self._stats.on_finished(state)
+        for sequence in touched:
+            if sequence.is_finished:
+                self.sampler.release(sequence)
+        return outputs
+
+    def _run_until_done(self, ids: list[str]) -> dict[str, RequestOutput]:
+        """Step until all of ``ids`` have finished; returns their last outputs."""
+        wanted, done = set(ids), dict[str, RequestOutput]()
+        hide = None if len(ids) > 1 else True
+        with tqdm(total=len(ids), unit="req", disable=hide) as bar:
+            while len(done) < len(wanted):
+                for output in self.step():
+                    if output.finished and output.request_id in wanted:
+                        done[output.request_id] = output
+                        bar.update()
+                if not bar.disable:
+                    bar.set_postfix_str(self._stats.pace())
+        return done
+
+    def _stream(self, request_id: str) -> Iterator[RequestOutput]:
+        state, shown = self._states[request_id], 0
+        try:
+            while not state.finished:
+                if state.num_output_tokens == shown:
+                    self.step()
+                if state.num_output_tokens > shown:
+                    shown = state.num_output_tokens
+                    yield state.output()
+            if state.num_output_tokens > shown:
+                yield state.output()
+        finally:
+            self.abort(request_id)

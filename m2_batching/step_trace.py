@@ -1,0 +1,123 @@
+"""Writes the trace of a step engine: queues before the step, the plan, what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from common.request import Sequence
+from common.step_record import Admission, BlockEvent, Finish, ScheduledSlice
+from common.trace import Trace, TraceInfo
+from m2_batching.plan import ScheduledSequence, SchedulerOutput, StepResult
+
+
+class TracedScheduler(Protocol):
+    """What a trace reads off a scheduler."""
+
+    @property
+    def waiting(self) -> Iterable[Sequence]:
+        """Those who wait, in order."""
+        ...
+
+    @property
+    def running(self) -> Iterable[Sequence]:
+        """Those who run, in order."""
+        ...
+
+    def drain_events(self) -> tuple[BlockEvent, ...]:
+        """Memory events since the last call."""
+        ...
+
+
+class StepTracer:
+    """Collects what a step was before it ran, and records it when its ids are known.
+
+    Attributes:
+        trace: The trace being written.
+    """
+
+    def __init__(self, info: TraceInfo) -> None:
+        """Start an empty trace."""
+        self.trace = Trace(info)
+        self._aborted: list[Finish] = []
+        self._waiting: tuple[int, ...] = ()
+        self._running: tuple[int, ...] = ()
+
+    def on_add(self, sequence: Sequence) -> None:
+        """A sequence has arrived."""
+        self.trace.add_sequence(sequence)
+
+    def on_abort(self, sequence: Sequence) -> None:
+        """A sequence ended between two steps; it belongs to the later one."""
+        self._aborted.append(Finish(sequence.seq_id, "abort"))
+
+    def before(self, scheduler: TracedScheduler) -> None:
+        """Note the queues, before ``schedule()``."""
+        self._waiting = tuple(s.seq_id for s in scheduler.waiting)
+        self._running = tuple(s.seq_id for s in scheduler.running)
+
+    def after(
+        self,
+        scheduler: TracedScheduler,
+        plan: SchedulerOutput,
+        result: StepResult,
+        touched: Iterable[Sequence],
+        elapsed_ms: float,
+    ) -> None:
+        """Record a step that ran. Counters of the slices are those before it."""
+        done = [_finish(sequence) for sequence in touched if sequence.is_finished]
+        self.trace.record(
+            waiting=self._waiting,
+            running=self._running,
+            admitted=tuple(
+                Admission(item.seq_id, item.start, item.forked_from) for item in plan.new
+            ),
+            preempted=plan.preempted,
+            slices=tuple(_slice(item, result) for item in plan.scheduled),
+            finished=(*self._take_aborted(), *done),
+            block_events=scheduler.drain_events(),
+            num_padding_tokens=result.num_padding_tokens,
+            elapsed_ms=elapsed_ms,
+        )
+
+    def failed(self, scheduler: TracedScheduler) -> None:
+        """Record a step that ran out of memory: whoever ran before it was preempted."""
+        self.trace.record(
+            waiting=self._waiting,
+            running=self._running,
+            preempted=self._running,
+            finished=self._take_aborted(),
+            block_events=scheduler.drain_events(),
+        )
+
+    def idle(self, scheduler: TracedScheduler) -> None:
+        """Record aborts that no step will follow."""
+        if self._aborted:
+            self.trace.record(
+                waiting=tuple(s.seq_id for s in scheduler.waiting),
+                running=tuple(s.seq_id for s in scheduler.running),
+                finished=self._take_aborted(),
+                block_events=scheduler.drain_events(),
+            )
+
+    def _take_aborted(self) -> tuple[Finish, ...]:
+        aborted, self._aborted = tuple(self._aborted), []
+        return aborted
+
+
+def _slice(item: ScheduledSequence, result: StepResult) -> ScheduledSlice:
+    token = result.token_ids.get(item.seq_id)
+    sampled = () if token is None else (token,)
+    return ScheduledSlice.of(
+        item.sequence,
+        start=item.start,
+        num_tokens=item.num_tokens,
+        num_known_tokens=item.num_known_tokens,
+        token_ids=sampled,
+    )
+
+
+def _finish(sequence: Sequence) -> Finish:
+    reason = sequence.finish_reason
+    assert reason is not None
+    return Finish(sequence.seq_id, reason)

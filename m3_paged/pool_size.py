@@ -1,0 +1,96 @@
+"""How many KV blocks fit: what the device has, less what the model and one step need."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from common.errors import OutOfMemoryError
+from common.model.transformer import Transformer
+from m0_init.device_memory import device_memory
+from m1_basic.attention import UncachedAttend
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PoolSize:
+    """The memory that is left for KV.
+
+    Attributes:
+        num_bytes: Bytes for the pool.
+        reason: One line that says where the figure comes from.
+    """
+
+    num_bytes: int
+    reason: str
+
+
+def measure_pool(model: Transformer, utilization: float, longest_step: int) -> PoolSize:
+    """Measure what is left for KV on the model's device.
+
+    On a GPU a step of ``longest_step`` tokens is run and its peak read off the allocator, as vLLM
+    does (0.33.0, ``v1/worker/gpu_worker.py``): ``total · utilization − others − peak``. On a CPU
+    it is a share of the memory that is available now.
+
+    Args:
+        model: Loaded on its device.
+        utilization: Share of the device's memory to use, in (0, 1].
+        longest_step: Tokens of the longest prompt that one step computes.
+
+    Raises:
+        OutOfMemoryError: The step itself does not fit, or leaves nothing.
+    """
+    memory = device_memory(str(model.device))
+    if model.device.type == "cpu":
+        size = int(memory.free_bytes * utilization)
+        return PoolSize(size, f"{utilization:.0%} of {_gib(memory.free_bytes)} available")
+    peak = _profile(
+        model, longest_step
+    )  # gpu-only: m3_paged/tests/test_gpu.py::test_pool_fills_what_the_profile_leaves
+    reserved = torch.cuda.memory_reserved(
+        model.device
+    )  # gpu-only: m3_paged/tests/test_gpu.py::test_pool_fills_what_the_profile_leaves
+    memory = device_memory(
+        str(model.device)
+    )  # gpu-only: m3_paged/tests/test_gpu.py::test_pool_fills_what_the_profile_leaves
+    others = memory.total_bytes - memory.free_bytes - reserved
+    size = int(memory.total_bytes * utilization) - others - peak
+    reason = (
+        f"{utilization:.0%} of {_gib(memory.total_bytes)} less {_gib(peak)} for weights and a "
+        f"step of {longest_step} tokens, less {_gib(others)} held by others"
+    )
+    if size <= 0:
+        raise OutOfMemoryError(f"nothing is left for KV: {reason}")
+    return PoolSize(size, reason)
+
+
+@torch.inference_mode()
+def _profile(
+    model: Transformer, num_tokens: int
+) -> int:  # gpu-only: m3_paged/tests/test_gpu.py::test_pool_fills_what_the_profile_leaves
+    """Peak bytes of a step of one prompt of ``num_tokens``, weights included.
+
+    Raises:
+        OutOfMemoryError: It does not fit.
+    """
+    device = model.device
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        ids = torch.zeros(num_tokens, dtype=torch.int64, device=device)
+        hidden = model(ids, torch.arange(num_tokens, device=device), UncachedAttend())
+        model.logits(hidden[-1:])
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemoryError(
+            f"a step of {num_tokens} tokens does not fit {device}; pass a smaller "
+            f"max_num_batched_tokens or max_model_len"
+        ) from error
+    peak = torch.cuda.max_memory_allocated(device)
+    torch.cuda.empty_cache()
+    return peak
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.2f} GiB"
