@@ -41,15 +41,15 @@ def naive_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     group = num_heads // num_kv_heads
     # GQA: query heads g·group … g·group + group − 1 read KV head g. Stacking a group's queries as
     # rows of one matrix product reads each key once, where repeat_interleave would copy it.
-    grouped = q.view(num_q, num_kv_heads, group, head_dim).permute(1, 2, 0, 3)
+    # The scale goes onto q: [num_q, head_dim] numbers instead of [num_q, num_k].
+    grouped = (q * scale).view(num_q, num_kv_heads, group, head_dim).permute(1, 2, 0, 3)
     grouped = grouped.reshape(num_kv_heads, group * num_q, head_dim)
     keys, values = k.permute(1, 2, 0), v.permute(1, 0, 2)  # [kv, dim, num_k], [kv, num_k, dim]
-    scores = (grouped @ keys).view(num_kv_heads, group, num_q, num_k) * scale
+    scores = (grouped @ keys).view(num_kv_heads, group, num_q, num_k)
     if num_q > 1:  # a single query is the last position and sees every key
         hidden = torch.ones(num_q, num_k, dtype=torch.bool, device=q.device)
         scores.masked_fill_(hidden.triu_(num_k - num_q + 1), float("-inf"))
-    # float32 for the sum of up to num_k exponentials, then back: bfloat16 has 8 bits for it.
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    weights = torch.softmax(scores, dim=-1)  # sums in float32 inside, whatever the dtype
     out = weights.view(num_kv_heads, group * num_q, num_k) @ values
     out = out.view(num_kv_heads, group, num_q, head_dim).permute(2, 0, 1, 3)
     return out.reshape(num_q, num_heads, head_dim)

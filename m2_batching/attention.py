@@ -26,13 +26,12 @@ def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float
     batch, num_q, num_heads, head_dim = q.shape
     num_kv_heads, num_k = k.shape[1:3]
     group = num_heads // num_kv_heads
-    rows = q.view(batch, num_q, num_kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
+    rows = (q * scale).view(batch, num_q, num_kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)
     rows = rows.reshape(batch * num_kv_heads, group * num_q, head_dim)
     keys, values = k.flatten(0, 1), v.flatten(0, 1)  # views: slots and heads are neighbours
-    scores = (rows @ keys.transpose(1, 2)) * scale
-    scores = scores.view(batch, num_kv_heads, group, num_q, num_k)
+    scores = (rows @ keys.transpose(1, 2)).view(batch, num_kv_heads, group, num_q, num_k)
     scores.masked_fill_(~mask[:, None, None], float("-inf"))
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype)
+    weights = torch.softmax(scores, dim=-1)
     out = weights.view(batch * num_kv_heads, group * num_q, num_k) @ values
     out = out.view(batch, num_kv_heads, group, num_q, head_dim).permute(0, 3, 1, 2, 4)
     return out.reshape(batch, num_q, num_heads, head_dim)

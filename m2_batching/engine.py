@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import traceback
 
 import torch
 
@@ -52,13 +53,17 @@ class LLMEngine(StepEngine):
         Raises:
             OutOfMemoryError: There was only one slot left.
         """
-        slots = self.runner.cache.num_slots // 2
-        if slots == 0:
+        before = self.runner.cache.num_slots
+        if before == 1:
             super().on_out_of_memory(error)
-        logger.warning("out of memory in a step: %d slots instead of %d", slots, slots * 2)
+        # Before the smaller cache is taken, the old one goes, and with it what the failed pass
+        # still holds: the error's frames have the activations and another name of the cache.
+        del self.runner.cache
+        traceback.clear_frames(error.__traceback__)
+        self.runner.cache = self._allocate(self.model.kv_spec(), before // 2)
+        slots = self.runner.cache.num_slots
+        logger.warning("out of memory in a step: %d slots instead of %d", slots, before)
         self.scheduler.shrink(slots)
-        del self.runner.cache  # before the smaller one is allocated
-        self.runner.cache = self._allocate(self.model.kv_spec(), slots)
 
     def _reserve(self, spec: KVSpec) -> SlotKVCache:
         """As many slots as were asked for and as the free memory holds.

@@ -21,7 +21,7 @@ class RequestQueue(Protocol):
         ...
 
     def push_front(self, sequence: Sequence) -> None:
-        """Put back a preempted sequence: it has waited its turn already."""
+        """Put back one that was preempted or found no room: it has waited its turn already."""
         ...
 
     def peek(self) -> Sequence:
@@ -33,7 +33,7 @@ class RequestQueue(Protocol):
         ...
 
     def discard(self, sequence: Sequence) -> None:
-        """Take out an aborted sequence, wherever it is; one that is not here is left alone."""
+        """Forget a sequence that has ended, in the middle of the queue or not in it at all."""
         ...
 
     def tick(self) -> None:
@@ -136,8 +136,9 @@ class PriorityQueue:
         return self._items.pop(heapq.heappop(self._heap)[1])
 
     def discard(self, sequence: Sequence) -> None:
-        """Forget it; its heap entry is dropped when it reaches the top."""
+        """Forget it and its arrival; its heap entry is dropped when it reaches the top."""
         self._items.pop(sequence.seq_id, None)
+        self._keys.pop(sequence.seq_id, None)
 
     def tick(self) -> None:
         """One more step has passed for all who wait."""

@@ -155,6 +155,7 @@ class Scheduler:
         touched = append_sampled(plan, result, now, self._on_token)
         done = [sequence for sequence in touched if sequence.is_finished]
         for sequence in done:
+            self.waiting.discard(sequence)
             self.slots.release(sequence.seq_id)
             self._finished.append(sequence.seq_id)
         if done:
@@ -168,8 +169,7 @@ class Scheduler:
         if sequence.status is SequenceStatus.RUNNING:
             self.running.remove(sequence)
             self.slots.release(sequence.seq_id)
-        else:
-            self.waiting.discard(sequence)
+        self.waiting.discard(sequence)
         self._finished.append(sequence.seq_id)
         sequence.finish(SequenceStatus.FINISHED_ABORTED)
 
@@ -204,9 +204,10 @@ class Scheduler:
             longest = max(longest, sequence.num_tokens)
             if new and longest * (len(new) + 1) > self.max_num_batched_tokens:
                 break
+            self.waiting.pop()  # first, because a victim may be put back ahead of it
             if not self.slots.num_free and not self._make_room(sequence, preempted):
+                self.waiting.push_front(sequence)
                 break
-            self.waiting.pop()
             sequence.num_computed_tokens = 0
             slot = self.slots.take(sequence.seq_id)
             new.append(ScheduledSequence.all_missing(sequence, (slot,)))

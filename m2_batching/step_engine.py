@@ -216,6 +216,10 @@ class StepEngine(ABC):
         Raises:
             OutOfMemoryError: Not even one sequence fits the device.
         """
+        return [state.output() for state in self._step()]
+
+    def _step(self) -> list[RequestState]:
+        """One step without snapshots: copying every request's ids each step would be quadratic."""
         begin = time.perf_counter()
         if self._tracer is not None:
             self._tracer.before(self.scheduler)
@@ -335,19 +339,19 @@ class StepEngine(ABC):
         check_stop(sequence, self.eos_token_ids, self.max_model_len)
         self._states[sequence.request.request_id].on_token(sequence)
 
-    def _collect(self, touched: list[Sequence]) -> list[RequestOutput]:
-        """Outputs of the requests of some sequences; forgets what has finished."""
-        outputs = []
+    def _collect(self, touched: list[Sequence]) -> list[RequestState]:
+        """The requests of some sequences; those that have finished are forgotten here."""
+        states = []
         for request_id in dict.fromkeys(s.request.request_id for s in touched):
             state = self._states[request_id]
-            outputs.append(state.output())
+            states.append(state)
             if state.finished:
                 del self._states[request_id]
                 self._stats.on_finished(state)
         for sequence in touched:
             if sequence.is_finished:
                 self.sampler.release(sequence)
-        return outputs
+        return states
 
     def _run_until_done(self, ids: list[str]) -> dict[str, RequestOutput]:
         """Step until all of ``ids`` have finished; returns their last outputs."""
@@ -355,9 +359,10 @@ class StepEngine(ABC):
         hide = None if len(ids) > 1 else True
         with tqdm(total=len(ids), unit="req", disable=hide) as bar:
             while len(done) < len(wanted):
-                for output in self.step():
-                    if output.finished and output.request_id in wanted:
-                        done[output.request_id] = output
+                for state in self._step():
+                    request_id = state.request.request_id
+                    if state.finished and request_id in wanted:
+                        done[request_id] = state.output()
                         bar.update()
                 if not bar.disable:
                     bar.set_postfix_str(self._stats.pace())
@@ -368,7 +373,7 @@ class StepEngine(ABC):
         try:
             while not state.finished:
                 if state.num_output_tokens == shown:
-                    self.step()
+                    self._step()
                 if state.num_output_tokens > shown:
                     shown = state.num_output_tokens
                     yield state.output()

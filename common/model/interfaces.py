@@ -128,7 +128,7 @@ class Ops(Protocol):
             q_weight: ``[head_dim]``, or None for models without QK-norm.
             k_weight: ``[head_dim]``, or None for models without QK-norm.
             eps: Epsilon of the norm.
-            cos_sin: ``[..., head_dim]`` float32, the cosines then the sines of each token.
+            cos_sin: ``[..., 2 · head_dim]`` float32, the rope table's row of each token.
             sink: Where to store k and v, or None.
 
         Returns:

@@ -79,7 +79,7 @@ class Attention(nn.Module):
 
         Args:
             x: ``[..., hidden_size]``, already normed.
-            cos_sin: ``[..., head_dim]`` float32 rows of the rope table, one per token.
+            cos_sin: ``[..., 2 · head_dim]`` float32 rows of the rope table, one per token.
             attend: Where K and V go and attention happens.
 
         Returns:
@@ -147,7 +147,7 @@ class DecoderLayer(nn.Module):
         Args:
             x: ``[..., hidden_size]``, the last block's output.
             residual: ``[..., hidden_size]``, the stream before that block, or None at layer 0.
-            cos_sin: ``[..., head_dim]`` rows of the rope table.
+            cos_sin: ``[..., 2 · head_dim]`` rows of the rope table.
             attend: Where K and V go and attention happens.
         """
         x, residual = self.attn_norm(x, residual)

@@ -48,7 +48,9 @@ class TorchOps:
         """  # noqa: D205 (one thought)
         if q_weight is not None and k_weight is not None:
             q, k = self.rms_norm(q, q_weight, eps), self.rms_norm(k, k_weight, eps)
-        q, k = apply_rope(q, cos_sin), apply_rope(k, cos_sin)
+        # Heads of q and k turn by the same angles, so one call rotates both.
+        rotated = apply_rope(torch.cat((q, k), dim=-2), cos_sin)
+        q, k = rotated.split_with_sizes([q.shape[-2], k.shape[-2]], dim=-2)
         if sink is not None:
             store_kv(k, v, sink)
         return q, k
@@ -64,21 +66,21 @@ def apply_rope(x: Tensor, cos_sin: Tensor) -> Tensor:
     """Rotate each head by its token's angles (Su et al. 2021, in the half-split layout).
 
     Element i is paired with element ``i + head_dim / 2``, as in every Hugging Face checkpoint of
-    these families (the paper pairs neighbours; the weights are permuted to match)::
+    these families (the paper pairs neighbours; the weights are permuted to match). The table holds
+    the cosines twice and the sines with their signs, so that both halves are one expression::
 
-        x1' = x1 · cos − x2 · sin
-        x2' = x2 · cos + x1 · sin
+        | x1 · cos − x2 · sin | x2 · cos + x1 · sin |  =  | x1 | x2 | · cos  +  | x2 | x1 | · ±sin
 
     Args:
         x: ``[..., num_heads, head_dim]``.
-        cos_sin: ``[..., head_dim]`` float32: ``head_dim / 2`` cosines, then as many sines.
+        cos_sin: ``[..., 2 · head_dim]`` float32 rows of :func:`common.model.rope.rope_table`.
 
     Returns:
         Same shape and dtype as ``x``.
     """
     cos, sin = cos_sin.unsqueeze(-2).chunk(2, dim=-1)
-    x1, x2 = x.float().chunk(2, dim=-1)
-    return torch.cat((x1 * cos - x2 * sin, x2 * cos + x1 * sin), dim=-1).to(x.dtype)
+    swapped = x.roll(x.shape[-1] // 2, dims=-1)
+    return torch.addcmul(x * cos, swapped, sin).to(x.dtype)
 
 
 def store_kv(k: Tensor, v: Tensor, sink: KVSink) -> None:

@@ -13,10 +13,15 @@ from common.rope_config import RopeConfig
 def rope_table(
     rope: RopeConfig, head_dim: int, max_positions: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Rows ``[cos(p·f₀) … cos(p·f_{d/2−1}) | sin(p·f₀) … ]`` for positions 0 … max − 1.
+    """One row per position, laid out for :func:`common.model.ops.apply_rope`.
 
-    Computed once: 40,960 positions of Qwen3-0.6B take 20 MiB and save 64 cosines per token and
-    layer.
+    ::
+
+        | cos(p·f₀) … cos(p·f_last) | the same again | −sin(p·f₀) … | sin(p·f₀) … |
+        |         head_dim / 2      |                |              |             |
+
+    Computed once: 40,960 positions of Qwen3-0.6B take 40 MiB and save 64 cosines and sines per
+    token and layer.
 
     Args:
         rope: Frequencies and scaling.
@@ -25,12 +30,13 @@ def rope_table(
         device: Where the table lives.
 
     Returns:
-        ``[max_positions, head_dim]`` float32.
+        ``[max_positions, 2 · head_dim]`` float32.
     """
     frequencies, scale = inverse_frequencies(rope, head_dim)
     positions = torch.arange(max_positions, dtype=torch.float32)
     angles = torch.outer(positions, frequencies)
-    return torch.cat((angles.cos() * scale, angles.sin() * scale), dim=-1).to(device)
+    cos, sin = angles.cos() * scale, angles.sin() * scale
+    return torch.cat((cos, cos, -sin, sin), dim=-1).to(device)
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[Tensor, float]:

@@ -27,7 +27,7 @@ class Transformer(nn.Module):
         layers: The decoder layers.
         norm: The final RMSNorm.
         lm_head: Hidden state to logits; shares the embedding where the checkpoint ties them.
-        cos_sin: ``[max_positions, head_dim]`` float32, the rope table.
+        cos_sin: ``[max_positions, 2 · head_dim]`` float32, the rope table.
     """
 
     cos_sin: Tensor

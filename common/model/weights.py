@@ -111,9 +111,8 @@ def safetensors_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(
-                set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            )
+            listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+            names = sorted(set(listed))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{index} is not a safetensors index: {error}") from error
     else:
@@ -121,6 +120,9 @@ def safetensors_files(folder: Path) -> list[Path]:
     if not names:
         raise CheckpointError(f"{folder} has no .safetensors file (other formats are not read)")
     for name in names:
+        # A name, never a path: an index must not reach files outside its folder.
+        if not isinstance(name, str) or not name or Path(name).name != name:
+            raise CheckpointError(f"{index} names {name!r}, which is no file of its folder")
         if not (folder / name).is_file():
             raise CheckpointError(f"{index} names {name}, which is not there")
     return [folder / name for name in names]
