@@ -9,6 +9,7 @@ the options that it has; one that arrives later is refused, and the message says
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -62,7 +63,9 @@ class CacheConfig:
 
     def __post_init__(self) -> None:
         """Check every field once."""
-        if not 0.0 < self.gpu_memory_utilization <= 1.0:
+        share = self.gpu_memory_utilization
+        number = isinstance(share, (int, float)) and not isinstance(share, bool)
+        if not number or not 0.0 < share <= 1.0:
             raise ConfigError(
                 f"gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization!r}"
             )
@@ -70,6 +73,7 @@ class CacheConfig:
             _at_least("block_size", self.block_size, 1)
         if self.num_blocks is not None:
             _at_least("num_blocks", self.num_blocks, 1)
+        _switch("enable_prefix_caching", self.enable_prefix_caching)
 
 
 @dataclass(frozen=True)
@@ -116,12 +120,14 @@ class EngineConfig:
         if not isinstance(self.model, str) or not self.model:
             raise ConfigError(f"model must be a non-empty string, got {self.model!r}")
         _one_of("dtype", self.dtype, get_args(DType))
-        if self.device not in ("auto", "cpu", "cuda") and not (
-            self.device.startswith("cuda:") and self.device[5:].isdigit()
-        ):
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(self.device)):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if self.max_model_len is not None:
             _at_least("max_model_len", self.max_model_len, 2)
+        if not isinstance(self.attention_backend, str):
+            raise ConfigError(f"attention_backend must be a name, got {self.attention_backend!r}")
+        for name in ("use_cache", "enforce_eager", "trace"):
+            _switch(name, getattr(self, name))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ConfigError(f"seed must be an integer, got {self.seed!r}")
         if not 0 <= self.seed < 2**63:
@@ -256,6 +262,11 @@ def value_type(hint: Any) -> tuple[type, tuple[str, ...], bool]:
 def _at_least(name: str, value: object, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+
+
+def _switch(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be True or False, got {value!r}")
 
 
 def _one_of(name: str, value: object, accepted: tuple[str, ...]) -> None:

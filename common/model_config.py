@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import CheckpointError, ConfigError, ModelNotFoundError, UnsupportedModelError
+from common.errors import (
+    CheckpointError,
+    ConfigError,
+    FoloError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
 from common.rope_config import RopeConfig
 
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -126,6 +132,8 @@ class ModelConfig:
         if self.dtype not in DTYPE_BYTES:
             raise ConfigError(f"dtype must be one of {', '.join(DTYPE_BYTES)}, got {self.dtype!r}")
         for token in self.eos_token_ids:
+            if isinstance(token, bool) or not isinstance(token, int):
+                raise ConfigError(f"eos_token_id must be an integer, got {token!r}")
             if not 0 <= token < self.vocab_size:
                 raise ConfigError(
                     f"eos_token_id {token} is outside the vocabulary of {self.vocab_size}"
@@ -193,6 +201,15 @@ class ModelConfig:
             UnsupportedModelError: The config asks for something that is not implemented.
             ConfigError: A value is outside its range.
         """
+        try:
+            return cls._translate(raw, generation or {})
+        except FoloError:
+            raise
+        except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+            raise ConfigError(f"config.json holds a value of a wrong kind: {error}") from error
+
+    @classmethod
+    def _translate(cls, raw: Mapping[str, Any], generation: Mapping[str, Any]) -> ModelConfig:
         architecture = (raw.get("architectures") or ["(none)"])[0]
         if architecture not in ARCHITECTURES:
             raise UnsupportedModelError(
@@ -224,7 +241,7 @@ class ModelConfig:
             qkv_bias=True if architecture == "Qwen2ForCausalLM" else bias,
             o_bias=False if architecture == "Qwen2ForCausalLM" else bias,
             mlp_bias=bool(raw.get("mlp_bias", False)),
-            eos_token_ids=_eos_ids(raw, generation or {}),
+            eos_token_ids=_eos_ids(raw, generation),
             bos_token_id=raw.get("bos_token_id"),
             dtype=_dtype(raw),
             quantization=raw.get("quantization_config"),

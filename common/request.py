@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from common.errors import InvalidRequestError
 from common.outputs import FinishReason, Logprob
@@ -75,9 +77,10 @@ class SamplingParams:
         Raises:
             InvalidRequestError: The message names the field, the value and the range.
         """
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        stop = (self.stop,) if isinstance(self.stop, str) else _tuple("stop", self.stop)
         object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        ids = _tuple("stop_token_ids", self.stop_token_ids)
+        object.__setattr__(self, "stop_token_ids", ids)
         _integer("n", self.n, 1)
         _number("temperature", self.temperature, 0.0, math.inf)
         _integer("top_k", self.top_k, -1)
@@ -101,6 +104,11 @@ class SamplingParams:
                 raise InvalidRequestError(f"stop must hold non-empty strings, got {text!r}")
         for token in self.stop_token_ids:
             _integer("stop_token_ids", token, 0)
+        for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidRequestError(
+                    f"{name} must be True or False, got {getattr(self, name)!r}"
+                )
         if self.n > 1 and self.is_greedy:
             raise InvalidRequestError(
                 f"n must be 1 with greedy sampling (temperature {self.temperature}), got {self.n}"
@@ -247,6 +255,15 @@ class Sequence:
         """End the sequence with a finished ``status``."""
         assert status.is_finished, status
         self.status, self.stop_reason = status, reason
+
+
+def _tuple(name: str, value: object) -> tuple[Any, ...]:
+    """None is nothing, as in vLLM; anything else must be a collection."""
+    if value is None:
+        return ()
+    if not isinstance(value, Iterable):
+        raise InvalidRequestError(f"{name} must be a list, got {value!r}")
+    return tuple(value)
 
 
 def _integer(name: str, value: object, low: int, high: int | None = None) -> None:

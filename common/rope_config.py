@@ -73,15 +73,14 @@ class RopeConfig:
             CheckpointError: A key that the scaling needs is missing.
         """
         params = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-        theta = float(params.pop("rope_theta", None) or raw.get("rope_theta") or 10_000.0)
+        stored = (params.pop("rope_theta", None), raw.get("rope_theta"), 10_000.0)
+        theta = float(next(value for value in stored if value is not None))
         kind = params.pop("rope_type", None) or params.pop("type", None) or "default"
         params.pop("type", None)
         if kind not in ROPE_TYPES:
             raise UnsupportedModelError(
                 f"rope_type {kind!r} is not supported; supported: {', '.join(ROPE_TYPES)}"
             )
-        if kind == "default":
-            return cls(theta)
         known = {
             "factor": "factor",
             "low_freq_factor": "low_freq_factor",
@@ -92,11 +91,13 @@ class RopeConfig:
             "attention_factor": "attention_factor",
             "original_max_position_embeddings": "original_max_positions",
         }
-        unknown = sorted(key for key in params if key not in known)
+        unknown = sorted(key for key in params if key not in known and params[key] is not None)
         if unknown:
             raise UnsupportedModelError(
                 f"rope parameter {unknown[0]!r} of rope_type {kind!r} is not supported"
             )
+        if kind == "default":
+            return cls(theta)
         fields = {known[key]: value for key, value in params.items() if value is not None}
         required = {"linear": ["factor"], "yarn": ["factor"]}.get(
             kind, ["factor", "low_freq_factor", "high_freq_factor"]

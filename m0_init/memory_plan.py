@@ -138,7 +138,7 @@ def plan_memory(
 
 def rope_table_bytes(config: ModelConfig, max_model_len: int | None = None) -> int:
     """Bytes of the cosine and sine table: ``positions · 2 · head_dim`` float32 numbers."""
-    return (max_model_len or config.max_position_embeddings) * 2 * config.head_dim * 4
+    return (max_model_len or config.max_position_embeddings) * _rope_row(config)
 
 
 def activation_peak(
@@ -181,23 +181,24 @@ def parts_of_weights(config: ModelConfig, dtype: str | None = None) -> dict[str,
 
 
 def _attention_width(config: ModelConfig, b: int) -> int:
-    """Bytes per token at the fullest moment before attention: while q or k is rotated.
+    """Bytes per token at the fullest moment before attention: while q and k are rotated.
 
     The stream, its two addends and the normed input; q, k and v; the normed q and k; the row of
-    the rope table; and what the rotation needs. When k's turn comes, q's result waits.
+    the rope table; and for q and k side by side: a copy, the same rolled by half a head, and two
+    float32 results.
     """
+    rotated = config.q_size + config.kv_size
     stream = 4 * config.hidden_size * b
-    projected = (config.q_size + 2 * config.kv_size) * b
-    normed = (config.q_size + config.kv_size) * b if config.qk_norm else 0
-    rotation = max(_rotation(config.q_size, b), config.q_size * b + _rotation(config.kv_size, b))
-    return stream + projected + normed + rotation + 4 * config.head_dim
-
-
-def _rotation(size: int, b: int) -> int:
-    """Bytes of rotating ``size`` elements: four float32 halves, and a float32 copy of the input."""
-    return 8 * size + (4 * size if b < 4 else 0)
+    projected = (rotated + config.kv_size) * b
+    normed = rotated * b if config.qk_norm else 0
+    return stream + projected + normed + rotated * (2 * b + 8) + _rope_row(config)
 
 
 def _mlp_width(config: ModelConfig, b: int) -> int:
     """Bytes per token inside the MLP: gate and up, ``silu(gate)``, the product, and the stream."""
-    return (4 * config.hidden_size + 4 * config.intermediate_size) * b + 4 * config.head_dim
+    return (4 * config.hidden_size + 4 * config.intermediate_size) * b + _rope_row(config)
+
+
+def _rope_row(config: ModelConfig) -> int:
+    """Bytes of one position's cosines and sines, float32."""
+    return 8 * config.head_dim

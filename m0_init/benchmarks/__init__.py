@@ -1,0 +1,1 @@
+"""What loading a checkpoint costs: time, memory and bytes, beside transformers."""
