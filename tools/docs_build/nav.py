@@ -1,0 +1,47 @@
+"""The site's navigation, from the pages that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from tools.docs_build.errors import DocsError
+from tools.docs_build.stages import STAGES
+
+# Tab title, folder, pages that come first. Pages of the folder that are not named follow by name.
+_TABS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("Start", "", ("setup.md", "user-manual.md")),
+    ("Learn", "learn", ("index.md", *(stage.note.removeprefix("docs/learn/") for stage in STAGES))),
+    ("Stages", "stages", tuple(f"{stage.package}.md" for stage in STAGES)),
+    ("Notebooks", "notebooks", tuple(f"{stage.stem}.md" for stage in STAGES)),
+    ("Benchmarks", "benchmarks", ("index.md",)),
+    ("Development", "dev", ("index.md", *(f"milestone_{s.number}.md" for s in STAGES))),
+    ("API", "api", ("index.md", "common.md", *(f"{stage.package}.md" for stage in STAGES))),
+)
+
+
+def navigation(pages: Iterable[str]) -> list[Any]:
+    """Return MkDocs' ``nav``: home, then one tab per folder, each page exactly once.
+
+    Args:
+        pages: Paths under ``build/docs``.
+
+    Raises:
+        DocsError: A page lies in a folder that no tab shows.
+    """
+    left = set(pages)
+    nav: list[Any] = []
+    if "index.md" in left:
+        left.remove("index.md")
+        nav.append({"Home": "index.md"})
+    for title, folder, first in _TABS:
+        prefix = f"{folder}/" if folder else ""
+        inside = sorted(p for p in left if p.startswith(prefix) and (folder or "/" not in p))
+        order = [prefix + name for name in first if prefix + name in left]
+        order += [page for page in inside if page not in order]
+        left.difference_update(order)
+        if order:
+            nav.append({title: order})
+    if left:
+        raise DocsError(f"no place in the navigation for {', '.join(sorted(left))}")
+    return nav
