@@ -73,5 +73,5 @@ def _sizes(args: Namespace, gpu: bool) -> tuple[Workload, int]:
     if args.smoke:
         return random_lengths(4, (4, 8), (2, 6), temperature=0.0), 2
     if gpu:
-        return random_lengths(128, (100, 512), (50, 512), temperature=0.0), 32
+        return random_lengths(64, (32, 256), (16, 256), temperature=0.0), 16
     return random_lengths(16, (8, 32), (4, 48), temperature=0.0), 4

@@ -8,6 +8,7 @@ itself, both at the measured copy bandwidth; or the arithmetic, where that takes
 from __future__ import annotations
 
 from argparse import Namespace
+from functools import partial
 
 from common.bench import serving_rows, summary_line
 from common.metrics import Peak, mbu, mfu, serving_metrics
@@ -19,7 +20,7 @@ from common.profiling import profile_kernels
 from common.results import Result, Row, make_result, row
 from common.serve import run_batch
 from common.timing import interleaved_calls
-from common.workload import Workload, fixed
+from common.workload import fixed
 from m1_basic.engine import LLMEngine as M1Engine
 from m2_batching.engine import LLMEngine as M2Engine
 
@@ -56,7 +57,7 @@ def run(args: Namespace, notes: list[str]) -> tuple[Result, str]:
         roof = batch / _floor(config, batch, context, dtype, bandwidth.value, flops.value)
         rows.append(row("roofline", "tok/s", roof, engine="m2_batching", batch=batch))
     if gpu:
-        rows.append(_busy_row(m2, fixed(max(batches), prompt_len, 24), args.device))
+        rows += _busy_rows(args, max(batches), (prompt_len, 1024))
     subset = "M1 runs its requests one after the other, so a subset has the same tok/s"
     result = make_result(
         "m2_batching", "throughput", rows, device=args.device,
@@ -91,17 +92,32 @@ def _floor(
     return max(moved, computed)
 
 
-def _busy_row(engine: M2Engine, workload: Workload, device: str) -> Row:
-    """Kernel time over wall time while a full batch decodes."""
-    for prompt, params in zip(workload.prompts, workload.sampling_params, strict=True):
-        engine.add_request(prompt, params)
-    while engine.scheduler.waiting:
+def _busy_rows(args: Namespace, batch: int, contexts: tuple[int, ...]) -> list[Row]:
+    """Kernel time over wall time while a full batch decodes, at a short and a long context."""
+    rows = []
+    for context in contexts:
+        limits = {"max_num_seqs": batch, "max_model_len": context + 32}
+        engine = M2Engine(args.model, dtype=args.dtype, device=args.device, **limits)
+        workload = fixed(batch, context, 24)
+        for prompt, params in zip(workload.prompts, workload.sampling_params, strict=True):
+            engine.add_request(prompt, params)
+        while engine.scheduler.waiting:
+            engine.step()
+        _steps(engine, 2)
+        profile = profile_kernels(partial(_steps, engine, 8), args.device)
+        for metric, unit, value in (
+            ("busy", "share", profile.busy),
+            ("kernels_per_step", "count", profile.num_kernels / 8),
+        ):
+            rows.append(
+                row(metric, unit, value, engine="m2_batching", batch=batch, context=context)
+            )
+    return rows
+
+
+def _steps(engine: M2Engine, count: int) -> None:
+    for _ in range(count):
         engine.step()
-    profile = profile_kernels(lambda: [engine.step() for _ in range(8)], device)
-    while engine.has_unfinished_requests():
-        engine.step()
-    batch = len(workload.requests)
-    return row("busy", "share", profile.busy, engine="m2_batching", batch=batch)
 
 
 def _summary(
