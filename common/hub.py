@@ -1,8 +1,9 @@
 """From a model's name to a local folder.
 
 A name is a folder, ``smollm2`` (the embedded model), ``qwen3-0.6b-random`` (its shape, for
-measuring), or a hub id such as ``Qwen/Qwen3-0.6B``. Of a hub repository only weights in safetensors, JSON files and tokenizer files are fetched: no pickle
-and no Python code ever reach this machine.
+measuring), or a hub id such as ``Qwen/Qwen3-0.6B``. Of a hub repository only weights in
+safetensors, JSON files and tokenizer files are fetched: no pickle and no Python code ever reach
+this machine.
 """
 
 from __future__ import annotations

@@ -139,8 +139,15 @@ class SequenceStatus(enum.Enum):
     @property
     def is_finished(self) -> bool:
         """Whether no further step will touch the sequence."""
-        return self in _FINISH_REASONS
+        return self in _FINISHED
 
+
+# A tuple: membership is by identity, where a set would call Enum's hash, which is Python code.
+_FINISHED = (
+    SequenceStatus.FINISHED_STOPPED,
+    SequenceStatus.FINISHED_LENGTH_CAPPED,
+    SequenceStatus.FINISHED_ABORTED,
+)
 
 _FINISH_REASONS: dict[SequenceStatus, FinishReason] = {
     SequenceStatus.FINISHED_STOPPED: "stop",
@@ -193,6 +200,7 @@ class Sequence:
         stop_reason: The stop string or stop id that ended it; None after EOS or by length.
         logprobs: One entry per output token, if the request asked for them.
         token_times: ``time.perf_counter()`` seconds at which each output token was known.
+        num_prompt_tokens: Ids that came with the request.
     """
 
     seq_id: int
@@ -204,9 +212,11 @@ class Sequence:
     stop_reason: int | str | None = None
     logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     token_times: list[float] = field(default_factory=list)
+    num_prompt_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
         """A new sequence starts with the prompt's ids."""
+        self.num_prompt_tokens = len(self.request.prompt_token_ids)
         if not self.token_ids:
             self.token_ids = list(self.request.prompt_token_ids)
 
@@ -214,11 +224,6 @@ class Sequence:
     def sampling_params(self) -> SamplingParams:
         """The request's sampling parameters."""
         return self.request.sampling_params
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Ids that came with the request."""
-        return len(self.request.prompt_token_ids)
 
     @property
     def num_tokens(self) -> int:

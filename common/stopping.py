@@ -18,12 +18,13 @@ def check_stop(sequence: Sequence, eos_token_ids: tuple[int, ...], max_model_len
         max_model_len: Longest prompt plus output.
     """
     params, last = sequence.sampling_params, sequence.token_ids[-1]
-    if sequence.num_output_tokens >= params.min_tokens:
+    num_output_tokens = sequence.num_output_tokens
+    if num_output_tokens >= params.min_tokens:
         if last in eos_token_ids and not params.ignore_eos:
             sequence.finish(SequenceStatus.FINISHED_STOPPED)
             return
         if last in params.stop_token_ids:
             sequence.finish(SequenceStatus.FINISHED_STOPPED, last)
             return
-    if sequence.num_output_tokens >= params.max_tokens or sequence.num_tokens >= max_model_len:
+    if num_output_tokens >= params.max_tokens or sequence.num_tokens >= max_model_len:
         sequence.finish(SequenceStatus.FINISHED_LENGTH_CAPPED)

@@ -6,8 +6,10 @@ missing, sample after the last of them, append, repeat. M2 runs it for many sequ
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.config import EngineConfig, refuse_unknown_options
-from common.errors import OutOfMemoryError
+from common.devices import GIB
+from common.errors import InvalidRequestError, OutOfMemoryError
 from common.inputs import InputProcessor, Prompt, params_list, prompt_list
 from common.output_processor import RequestState
 from common.outputs import EngineStats, RequestOutput
@@ -30,6 +33,8 @@ from m0_init.loader import load
 from m1_basic.attention import CachedAttend, UncachedAttend
 from m1_basic.kv_cache import ContiguousKVCache
 from m1_basic.sampler import Sampler
+
+logger = logging.getLogger(__name__)
 
 STAGE = "m1_basic"
 
@@ -92,6 +97,13 @@ class LLMEngine:
         self.trace = Trace(TraceInfo(STAGE, kv_cache=use_cache)) if trace else None
         self._stats = StatsRecorder()
         self._next_seq_id = 0
+        self._serving: str | None = None  # the one request whose K and V the cache holds
+        logger.info(
+            "%s as %s on %s, %.2f GiB read in %.1f s; KV cache of %d tokens, %.2f GiB",
+            loaded.config.architecture, loaded.dtype, self.device,
+            loaded.report.num_bytes / GIB, loaded.report.seconds,
+            self.max_model_len if use_cache else 0, self._kv_bytes() / GIB,
+        )  # fmt: skip
 
     def generate(
         self,
@@ -111,8 +123,9 @@ class LLMEngine:
             One output per prompt, in the order given.
 
         Raises:
-            InvalidRequestError: Some prompt or parameter cannot be served. All are checked before
-                the first one runs.
+            InvalidRequestError: Some prompt or parameter cannot be served (all are checked before
+                the first one runs), or a stream is still open.
+            OutOfMemoryError: The device has no room for a pass.
         """
         items = prompt_list(prompts)
         params = params_list(sampling_params, len(items))
@@ -123,8 +136,10 @@ class LLMEngine:
         outputs = []
         # disable=None: no bar where the output is not a terminal, nor for a single request.
         for request in tqdm(requests, unit="req", disable=None if len(requests) > 1 else True):
-            *_, last = self._run(request)
-            outputs.append(last)
+            state = self._new_state(request)
+            for _ in self._run(state):  # no snapshot per token: their ids would add up to n²/2
+                pass
+            outputs.append(state.output())
         return outputs
 
     def stream(
@@ -133,10 +148,11 @@ class LLMEngine:
         sampling_params: SamplingParams | None = None,
         *,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> Iterator[RequestOutput]:
+    ) -> Generator[RequestOutput, None, None]:
         """Complete one prompt and yield after every token, text and ids cumulative.
 
-        The request is checked now, not at the first ``next()``. Closing the iterator early aborts.
+        The request is checked now and starts at the first ``next()``. Closing the iterator early
+        aborts it. Until one stream has ended, no other request can start: there is one cache.
 
         Args:
             prompt: Text, token ids or chat messages.
@@ -144,44 +160,64 @@ class LLMEngine:
             chat_template_kwargs: Passed to the chat template.
 
         Raises:
-            InvalidRequestError: The prompt or a parameter cannot be served.
+            InvalidRequestError: The prompt or a parameter cannot be served; at the first
+                ``next()``: another stream is still open.
+            OutOfMemoryError: At a ``next()``: the device has no room for a pass.
         """
         request = self.inputs.make_request(
             prompt, sampling_params or SamplingParams(), chat_template_kwargs=chat_template_kwargs
         )
-        return self._run(request)
+        return self._outputs(self._new_state(request))
 
     def stats(self) -> EngineStats:
         """Counts and times since the engine was built."""
         return self._stats.snapshot(
             weight_bytes=self.model.weight_bytes(),
-            kv_bytes=self.cache.nbytes if self.cache is not None else 0,
+            kv_bytes=self._kv_bytes(),
             peak_memory_bytes=peak_memory_bytes(str(self.device)),
         )
 
-    def _run(self, request: Request) -> Iterator[RequestOutput]:
-        """One request from its first step to its last, its ``n`` completions after each other."""
-        sequences = [
-            self._new_sequence(request, index) for index in range(request.sampling_params.n)
-        ]
-        state = RequestState(request, sequences, self.tokenizer)
+    def _kv_bytes(self) -> int:
+        return self.cache.nbytes if self.cache is not None else 0
+
+    def _new_state(self, request: Request) -> RequestState:
+        """The ``n`` sequences of a request, not started."""
+        count = request.sampling_params.n
+        sequences = [Sequence(self._next_seq_id + i, request, i) for i in range(count)]
+        self._next_seq_id += count
+        return RequestState(request, sequences, self.tokenizer)
+
+    def _outputs(self, state: RequestState) -> Generator[RequestOutput, None, None]:
+        """Snapshots of a running request, one per token."""
+        with contextlib.closing(self._run(state)) as steps:
+            for _ in steps:
+                yield state.output()
+
+    def _run(self, state: RequestState) -> Generator[None, None, None]:
+        """One request, its completions after each other; yields after every token.
+
+        Raises:
+            InvalidRequestError: Another request has not ended: it owns the cache.
+        """
+        if self._serving is not None:
+            raise InvalidRequestError(
+                f"{STAGE} serves one request at a time: end or close the stream of request "
+                f"{self._serving} first"
+            )
+        self._serving = state.request.request_id
         try:
-            for sequence in sequences:
+            for sequence in state.sequences:
                 sequence.status = SequenceStatus.RUNNING
                 while not sequence.is_finished:
                     self._step(sequence, state)
-                    yield state.output()
+                    yield
         finally:
-            for sequence in sequences:
+            self._serving = None
+            for sequence in state.sequences:
                 if not sequence.is_finished:
                     self._abort(sequence, state)
                 self.sampler.release(sequence)
             self._stats.on_finished(state)
-
-    def _new_sequence(self, request: Request, index: int) -> Sequence:
-        sequence = Sequence(self._next_seq_id, request, index)
-        self._next_seq_id += 1
-        return sequence
 
     def _abort(self, sequence: Sequence, state: RequestState) -> None:
         """End a sequence whose reader has gone (or whose pass failed)."""
@@ -225,7 +261,10 @@ class LLMEngine:
             positions = torch.arange(start, start + len(token_ids), device=self.device)
             hidden = self.model(ids, positions, attend)
             return self.model.logits(hidden[-1:])
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            # A GPU raises torch.OutOfMemoryError, the CPU's allocator its plain parent.
+            if not (isinstance(error, torch.OutOfMemoryError) or "allocate" in str(error)):
+                raise
             raise OutOfMemoryError(
                 f"a pass over {len(token_ids)} tokens (context {start + len(token_ids)}) does not "
                 f"fit {self.device}: naive attention keeps the whole score matrix"

@@ -60,6 +60,7 @@ class LLMEngine(StepEngine):
         # still holds: the error's frames have the activations and another name of the cache.
         del self.runner.cache
         traceback.clear_frames(error.__traceback__)
+        release_unused(self.device)
         self.runner.cache = self._allocate(self.model.kv_spec(), before // 2)
         slots = self.runner.cache.num_slots
         logger.warning("out of memory in a step: %d slots instead of %d", slots, before)
@@ -98,15 +99,20 @@ class LLMEngine(StepEngine):
             OutOfMemoryError: Not even one is granted.
         """
         while slots:
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
             try:
                 return SlotKVCache(spec, slots, self.max_model_len, self.device)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 logger.warning("no room for %d slots: %s", slots, error)
                 slots //= 2
+            release_unused(self.device)
         raise OutOfMemoryError(
             f"{self.device} refuses a single slot of {self.max_model_len} tokens; "
             f"pass a smaller max_model_len"
         )
+
+
+def release_unused(device: torch.device) -> None:
+    """Give memory that nobody uses any more back to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

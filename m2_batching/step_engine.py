@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from common.config import EngineConfig, options_of
-from common.errors import OutOfMemoryError
+from common.errors import InvalidRequestError, OutOfMemoryError
 from common.inputs import InputProcessor, Prompt, params_list, prompt_list
 from common.output_processor import RequestState
 from common.outputs import EngineStats, RequestOutput
@@ -176,8 +176,12 @@ class StepEngine(ABC):
             The request's id.
 
         Raises:
-            InvalidRequestError: The prompt or a parameter cannot be served.
+            InvalidRequestError: The prompt or a parameter cannot be served, or the policy knows no
+                priorities.
         """
+        policy = self.config.scheduler.policy
+        if priority and policy != "priority":
+            raise InvalidRequestError(f"priority is {priority}, and the policy is {policy}")
         request = self.inputs.make_request(
             prompt,
             sampling_params or SamplingParams(),
@@ -324,7 +328,9 @@ class StepEngine(ABC):
         request_id = self.add_request(
             prompt, sampling_params, chat_template_kwargs=chat_template_kwargs
         )
-        return self._stream(request_id)
+        outputs = self._stream(self._states[request_id])
+        next(outputs)  # into its try block: from here on, closing the iterator aborts
+        return outputs
 
     def stats(self) -> EngineStats:
         """Counts and times since the engine was built."""
@@ -368,9 +374,11 @@ class StepEngine(ABC):
                     bar.set_postfix_str(self._stats.pace())
         return done
 
-    def _stream(self, request_id: str) -> Iterator[RequestOutput]:
-        state, shown = self._states[request_id], 0
+    def _stream(self, state: RequestState) -> Iterator[RequestOutput]:
+        """The request as it stands, then again whenever it has more tokens."""
+        shown = 0
         try:
+            yield state.output()
             while not state.finished:
                 if state.num_output_tokens == shown:
                     self._step()
@@ -380,4 +388,4 @@ class StepEngine(ABC):
             if state.num_output_tokens > shown:
                 yield state.output()
         finally:
-            self.abort(request_id)
+            self.abort(state.request.request_id)

@@ -103,6 +103,7 @@ class Scheduler:
         touched = append_sampled(plan, result, now, self._on_token)
         done = [sequence for sequence in touched if sequence.is_finished]
         for sequence in done:
+            self.waiting.discard(sequence)
             self.manager.free(sequence)
             self._finished.append(sequence.seq_id)
         if done:
@@ -120,8 +121,7 @@ class Scheduler:
         if sequence.status is SequenceStatus.RUNNING:
             self.running.remove(sequence)
             self.manager.free(sequence)
-        else:
-            self.waiting.discard(sequence)  # a sample that waits for its fork is in no queue
+        self.waiting.discard(sequence)  # a sample that waits for its fork is in no queue
         self._finished.append(sequence.seq_id)
         sequence.finish(SequenceStatus.FINISHED_ABORTED)
 
@@ -147,9 +147,10 @@ class Scheduler:
             if new and count > budget:
                 break
             sequence.num_computed_tokens = start
-            if not self._find_room(sequence, count, preempted):
+            self.waiting.pop()  # first, because a victim may be put back ahead of it
+            if not self._find_room(sequence, count, preempted, new):
+                self.waiting.push_front(sequence)
                 break
-            self.waiting.pop()
             budget -= count
             sequence.status = SequenceStatus.RUNNING
             self.running.append(sequence)
@@ -167,17 +168,56 @@ class Scheduler:
         self.running.sort(key=_importance)
         return new
 
-    def _find_room(self, sequence: Sequence, count: int, preempted: list[int]) -> bool:
-        """Seats and blocks for a waiting sequence, if need be taken from less important ones."""
-        seats = 1 + len(self._siblings.get(sequence.seq_id, ()))
-        while True:
-            seated = self._seats_left() >= seats
-            if seated and self.manager.allocate_slots(sequence, count) is not None:
-                return True
-            victim = max(self.running, key=_importance, default=None)
-            if victim is None or victim.request.priority <= sequence.request.priority:
-                return False
-            self._preempt(victim, preempted)
+    def _find_room(
+        self,
+        sequence: Sequence,
+        count: int,
+        preempted: list[int],
+        new: list[ScheduledSequence],
+    ) -> bool:
+        """Seats and blocks for a waiting sequence, if need be taken from less important ones.
+
+        Nobody is preempted in vain: where all of them together hold too little, they go on.
+        """
+        victims = self._victims(sequence, count, {item.seq_id for item in new})
+        if victims is None:
+            return False
+        for victim in victims:
+            self._preempt(victim)
+            preempted.append(victim.seq_id)
+        copies = self.manager.allocate_slots(sequence, count)
+        assert copies is not None
+        return True
+
+    def _victims(self, sequence: Sequence, count: int, begun: set[int]) -> list[Sequence] | None:
+        """Who has to go so that ``sequence`` can begin, the least important first.
+
+        Args:
+            sequence: It waits.
+            count: Tokens it would compute.
+            begun: Admitted in this step: their tokens are in the plan, so they keep their places.
+
+        Returns:
+            None where even all the less important ones would not be enough.
+        """
+        seats = 1 + len(self._siblings.get(sequence.seq_id, ())) - self._seats_left()
+        pool = self.manager.pool
+        blocks = self.manager.blocks_for(sequence.num_computed_tokens + count) - pool.num_free
+        victims: list[Sequence] = []
+        owners: dict[int, int] = {}  # of a block, among the victims
+        for victim in reversed(self.running):
+            if seats <= 0 and blocks <= 0:
+                break
+            if victim.seq_id in begun:
+                continue
+            if victim.request.priority <= sequence.request.priority:
+                break
+            victims.append(victim)
+            seats -= 1 + len(self._siblings.get(victim.seq_id, ()))
+            for block in self.manager.block_ids(victim):
+                owners[block] = owners.get(block, 0) + 1
+                blocks -= owners[block] == pool.blocks[block].ref_cnt
+        return victims if seats <= 0 and blocks <= 0 else None
 
     def _seats_left(self) -> int:
         """Sequences that may still be admitted; samples to be forked have their seats already."""
@@ -217,7 +257,10 @@ class Scheduler:
             changed = self.manager.num_blocks(sequence)
             made = self.manager.allocate_slots(sequence, 1)
             if made is None:
-                self._preempt(self.running[-1], preempted)
+                victim = self.running[-1]
+                self._preempt(victim)
+                if victim.seq_id not in parents:  # else its fork was undone before it ever ran
+                    preempted.append(victim.seq_id)
                 continue  # the same sequence again, unless it was the victim
             copies += made
             parent = parents.get(sequence.seq_id)
@@ -239,14 +282,13 @@ class Scheduler:
             index += 1
         return items
 
-    def _preempt(self, sequence: Sequence, preempted: list[int]) -> None:
+    def _preempt(self, sequence: Sequence) -> None:
         """Take its blocks; what it computed is void, the tokens it generated are not."""
         self.running.remove(sequence)
         self.manager.free(sequence)
         sequence.num_computed_tokens = 0
         sequence.status = SequenceStatus.PREEMPTED
         self.waiting.push_front(sequence)
-        preempted.append(sequence.seq_id)
         self.num_preemptions += 1
 
 

@@ -47,7 +47,7 @@ class TinyModel:
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TinyModel]:
     """One tiny model per family, all with GQA in groups of 2."""
-    models = {}
+    models: dict[str, TinyModel] = {}
     for family in FAMILIES:
         folder = tmp_path_factory.mktemp(f"tiny-{family}")
         # Qwen2 can only have head_dim = hidden / heads; the others show that ours is explicit.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,11 +87,12 @@ class SwappedGate(TorchOps):
     def mlp_gate_up(self, gate_up: nn.Module, x: Tensor) -> Tensor:
         """``gate · silu(up)``."""
         gate, up = gate_up(x)
-        return gate * F.silu(up)
+        result: Tensor = gate * F.silu(up)
+        return result
 
 
 class TiledHeads(FullAttend):
-    """Lays the KV heads out as 0 1 2 0 1 2 …, where the query heads expect 0 0 0 1 1 1 …"""
+    """Lays the KV heads out as 0 1 2 0 1 2, where the query heads expect 0 0 1 1 2 2."""
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend with the wrong partner heads."""
@@ -155,13 +157,14 @@ def main() -> None:
         print("\nThe same, every norm weight one, as before training")
         show(ones, IN_QWEN3, range(16))
 
-        print("\nRefused while loading")
+        print("\nRefused while loading, and what was said")
         for what, changed in (
             ("head_dim = hidden / heads", {"head_dim": 16}),
             ("a config without QK-norm", {"qk_norm": False}),
-            ("untied", {"tie_word_embeddings": False}),
+            ("an lm_head of its own", {"tie_word_embeddings": False}),
         ):
-            print(f"  {what}: {refusal(drawn, changed)}")
+            print(f"  {what}")
+            print(textwrap.indent(textwrap.fill(refusal(drawn, changed), 90), "    "))
 
 
 def show(

@@ -61,9 +61,7 @@ def merged_projections(_: FigureInput) -> str:
             parts += [
                 _box(_STORED_X + 8, stored_y, wide, tall, colour),
                 _text(_STORED_X, stored_y + tall / 2, *_named(matrix), "end"),
-                f'<path d="M{right:.1f} {stored_y:.1f}L{_LOADED_X:.1f} {loaded_y:.1f}'
-                f'v{tall:.1f}L{right:.1f} {stored_y + tall:.1f}z" fill="{colour}" '
-                'fill-opacity="0.14"/>',
+                _band(right, stored_y, loaded_y, tall, colour),
                 _box(_LOADED_X, loaded_y, wide, tall, colour),
             ]
             stored_y += tall + _GAP
@@ -99,6 +97,13 @@ def _box(x: float, y: float, width: float, height: float, colour: str) -> str:
     )
 
 
+def _band(right: float, stored_y: float, loaded_y: float, height: float, colour: str) -> str:
+    return (
+        f'<path d="M{right:.1f} {stored_y:.1f}L{_LOADED_X:.1f} {loaded_y:.1f}v{height:.1f}'
+        f'L{right:.1f} {stored_y + height:.1f}z" fill="{colour}" fill-opacity="0.14"/>'
+    )
+
+
 def _text(x: float, y: float, name: str, shape: str, anchor: str) -> str:
     return (
         f'<text x="{x:.1f}" y="{y + 4.5:.1f}" text-anchor="{anchor}" fill="currentColor" '
@@ -119,6 +124,7 @@ def rope_wavelengths(_: FigureInput) -> Any:
     longest = QWEN3_0_6B.max_position_embeddings
     ax.axhline(longest, color=INK, ls=":", lw=1.5, label=f"context of {longest:,}")
     ax.set_yscale("log")
+    ax.set_ylim(3, 1e7)
     ax.yaxis.set_major_formatter("{x:,.0f}")
     label(ax, None, f"pair of a head (0 to {half - 1})", "tokens for one full turn")
     legend(ax)
@@ -157,6 +163,6 @@ def memory_plan(given: FigureInput) -> Any:
         start += wide
     ax.set_yticks(range(len(bars)), list(bars))
     ax.invert_yaxis()
-    ax.set_xlim(0, total)
+    ax.set_xlim(0, 1.003 * total)
     label(ax, None, f"GiB of a device with {size:g} GiB", None)
     return ax
