@@ -1,4 +1,4 @@
-"""Figures of note 02: seats of a batch over time, a padded batch, the roofline of decoding.
+"""Figures of note 02: seats of a batch over time, a padded batch, throughput and its roofline.
 
 The seats are drawn from traces that the real scheduler writes when the site is built, with a stub
 in the runner's place: every sequence gets a token per scheduled step until it has all of its own.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from common.charts import grouped, line_with_floor
 from common.devices import DEVICES
 from common.model_costs import decode_bytes, linear_flops_per_token, lm_head_flops_per_row
-from common.charts import line_with_floor
 from common.plot_parts import box, hue_of, sequence_name, write
 from common.plot_style import DECODE_ALPHA, INK, Axes, axes, hue, label, legend, text_on
 from common.qwen3 import QWEN3_0_6B
@@ -21,6 +21,8 @@ from m2_batching.plan import StepResult
 from m2_batching.request_queue import FCFSQueue
 from m2_batching.scheduler import Scheduler
 from m2_batching.step_trace import StepTracer
+from tools.docs_build.errors import DocsError
+from tools.docs_build.results import select
 from tools.figures.registry import FigureInput, figure
 
 EXAMPLE = ((12, 4), (5, 20), (20, 7), (9, 11), (7, 5), (16, 16), (6, 3), (11, 9))
@@ -95,7 +97,13 @@ def _draw_seats(ax: Axes, trace: Trace) -> None:
         for slot in range(SEATS):
             seq_id, x = holder.get(slot), step.index + 0.04
             if seq_id is None:
-                look = {"facecolor": "none", "edgecolor": INK, "ls": ":", "lw": 0.7, "alpha": 0.6}
+                look: dict[str, Any] = {
+                    "facecolor": "none",
+                    "edgecolor": INK,
+                    "ls": ":",
+                    "lw": 0.7,
+                    "alpha": 0.6,
+                }
                 ax.add_patch(Rectangle((x, slot - 0.36), 0.92, 0.72, **look))
                 continue
             colour = hue_of(trace, seq_id)
@@ -171,7 +179,13 @@ def _place(
     from matplotlib.patches import Rectangle
 
     if colour is None:
-        look = {"facecolor": "none", "edgecolor": INK, "ls": ":", "lw": 0.8, "alpha": 0.7}
+        look: dict[str, Any] = {
+            "facecolor": "none",
+            "edgecolor": INK,
+            "ls": ":",
+            "lw": 0.8,
+            "alpha": 0.7,
+        }
         ax.add_patch(Rectangle((at + 0.05, row - 0.36), 0.9, 0.72, **look))
     else:
         ax.add_patch(box(at + 0.05, row - 0.36, 0.9, 0.72, colour, phase if solid else "decode"))
@@ -196,7 +210,27 @@ def batch_roofline(_: FigureInput) -> Any:
         {float(batch): most(1, 0) * batch for batch in batches if batch <= 128},
         xlabel="sequences in the batch",
         ylabel="output tokens per second",
-        floor_label="if only weights were read",
+        floor_label="weights alone",
+        log_x=True,
+        log_y=True,
+    )
+
+
+@figure("m2_batching-throughput", ("result",))
+def throughput(given: FigureInput) -> Any:
+    """Draw the measured tokens per second against the batch, below the roofline."""
+    result = given.results.get(given.option("result"))
+    measured = grouped(select(result.rows, "metric=output_throughput"), "batch")
+    if not {"m1_basic", "m2_batching"} <= measured.keys():
+        raise DocsError(f"{result.name} needs output_throughput of m1_basic and m2_batching")
+    names = {"m2_batching": "M2, together", "m1_basic": "M1, one by one"}
+    roof = {row["batch"]: row["median"] for row in select(result.rows, "metric=roofline")}
+    return line_with_floor(
+        {name: measured[engine] for engine, name in names.items()},
+        roof,
+        xlabel="requests",
+        ylabel="output tokens per second",
+        floor_label="roofline of a decode step",
         log_x=True,
         log_y=True,
     )

@@ -9,6 +9,7 @@ from common.charts import grouped, line_with_floor
 from common.plot_style import DECODE_ALPHA, INK, axes, hue, label, legend
 from common.request import Sequence
 from common.workload import Workload, WorkloadRequest, random_lengths
+from m2_batching.plan import StepResult
 from m3_paged.benchmarks import simulate
 from tools.docs_build.errors import DocsError
 from tools.docs_build.results import Result, select
@@ -47,7 +48,7 @@ def _occupancy(
                 left -= size
         running.append(len(scheduler.running))
         tokens = {item.seq_id: 0 for item in plan.scheduled if item.num_sampled}
-        scheduler.update(plan, simulate.StepResult(tokens), 0.0)
+        scheduler.update(plan, StepResult(tokens), 0.0)
     return owned, running
 
 
@@ -222,5 +223,3 @@ def _rect(
         f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height:g}" fill="{colour}" '
         f'fill-opacity="{opacity:g}" {stroke}/>'
     )
-
-
