@@ -120,11 +120,11 @@ class Mistake:
 NONE = Mistake("none")
 IN_EVERY_FAMILY = (
     NONE,
-    Mistake("norm epsilon 10 times too large", {"rms_norm_eps": 1e-4}),
+    Mistake("norm epsilon × 10", {"rms_norm_eps": 1e-4}),
     Mistake("rope theta 10,000", {"rope": RopeConfig(10_000.0)}),
-    Mistake("RoPE turns neighbours", ops=NeighbourPairs()),
+    Mistake("RoPE on neighbours", ops=NeighbourPairs()),
     Mistake("KV heads tiled", attend=TiledHeads()),
-    Mistake("gate and up swapped", ops=SwappedGate()),
+    Mistake("gate, up swapped", ops=SwappedGate()),
 )
 IN_QWEN3 = (
     NONE,
@@ -144,7 +144,7 @@ def main() -> None:
     ids = tokenizer.encode(PROMPT)
     print(f"SmolLM2-135M after {PROMPT!r}")
     mistakes = IN_EVERY_FAMILY[:2] if smoke else IN_EVERY_FAMILY
-    show(folder, mistakes, ids, tokenizer, num_tokens=2 if smoke else 8)
+    show(folder, mistakes, ids, tokenizer, num_tokens=2 if smoke else 6)
 
     layers = 2 if smoke else 28
     config = tiny_config("qwen3", layers=layers, rope_theta=1e6)

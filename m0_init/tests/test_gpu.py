@@ -81,5 +81,7 @@ def test_activation_peak_of_the_allocator(num_tokens: int) -> None:
         before = torch.cuda.memory_allocated()
         model(ids, ids, Elsewhere())
     measured = torch.cuda.max_memory_allocated() - before
-    formula = activation_peak(QWEN3_0_6B, num_tokens)
-    assert 0.8 * formula <= measured <= 1.05 * formula
+    # The CUDA kernel of rms_norm wants its rows side by side: q, a slice of the merged projection,
+    # is copied first, which the formula (checked op by op on the CPU) does not have.
+    formula, copied = activation_peak(QWEN3_0_6B, num_tokens), num_tokens * QWEN3_0_6B.q_size * 2
+    assert 0.8 * formula <= measured <= 1.05 * formula + copied
