@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     questions = QUESTIONS[:3] if args.smoke else QUESTIONS
     params = SamplingParams(temperature=0, max_tokens=6 if args.smoke else args.max_tokens)
     limits = {"device": args.device, "dtype": "float32", "max_model_len": 256}
-    engines = {
+    engines: dict[str, M1Engine | M2Engine] = {
         "m1_basic, one by one": M1Engine(args.model, **limits),
         "m2_batching, together": M2Engine(args.model, **limits, max_num_seqs=args.slots),
     }

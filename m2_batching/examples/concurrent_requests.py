@@ -55,7 +55,9 @@ def measure(engine: GeneratingEngine | SteppingEngine, workload: Workload) -> Se
 
 def report(name: str, found: ServingMetrics) -> None:
     """Print percentiles in milliseconds, and Little's law."""
-    print(f"\n{name}: {found.output_throughput:.1f} tok/s, {found.request_throughput:.2f} requests/s")
+    print(
+        f"\n{name}: {found.output_throughput:.1f} tok/s, {found.request_throughput:.2f} requests/s"
+    )
     rows = [line("TTFT", found.ttft), line("ITL", found.itl)]
     print(format_table(rows))
     if found.e2e is not None:

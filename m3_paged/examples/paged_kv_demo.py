@@ -126,9 +126,7 @@ def memory_text(trace: Trace, step: int) -> str:
     return "\n".join([head, *(f"   {row}".rstrip() for row in rows)])
 
 
-def stored_places(
-    tables: dict[int, list[int]], num_computed: dict[int, int], size: int
-) -> int:
+def stored_places(tables: dict[int, list[int]], num_computed: dict[int, int], size: int) -> int:
     """Places that hold a token; a block that several sequences share counts once."""
     stored: dict[int, int] = {}
     for seq_id, table in tables.items():
