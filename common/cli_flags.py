@@ -183,8 +183,9 @@ def _refuse_flag(stage: str, word: str) -> None:
     """
     flag = word.partition("=")[0]
     name = flag.lstrip("-").replace("-", "_")
-    if name in {row.name for row in all_options()}:
-        refuse_unknown_options(stage, {name: None})
+    for option in (name, name.removeprefix("no_")):
+        if option in {row.name for row in all_options()}:
+            refuse_unknown_options(stage, {option: None})
     own = (*SWITCHES, *_sampling_fields(), *(row.name for row in options_of(stage)))
     close = difflib.get_close_matches(flag, map(_flag, own), n=1, cutoff=0.75)
     hint = f"did you mean {close[0]}?" if close else "see --help"

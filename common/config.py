@@ -53,7 +53,9 @@ class CacheConfig:
     """How KV memory is laid out and how much of it there is."""
 
     gpu_memory_utilization: float = option(
-        0.9, "share of the device's memory the engine may use, weights included", "m2_batching"
+        0.9,
+        "share of the memory to use (a GPU's whole memory from m3_paged on, else what is free)",
+        "m2_batching",
     )
     block_size: int | Literal["auto"] = option("auto", "tokens per KV block", "m3_paged")
     num_blocks: int | None = option(

@@ -272,7 +272,9 @@ def _draw_block(
     if evicted:
         ax.plot(x + 0.5, y + 0.5, color=INK, marker="x", markersize=14, ls="")
     if owners:
-        names = ",".join(sequence_name(trace, seq_id) for seq_id in owners)
+        # Two names fit into a cell; of more owners, their number.
+        named = [sequence_name(trace, seq_id) for seq_id in owners]
+        names = ",".join(named) if len(named) < 3 else f"×{len(named)}"
         full = fill >= 0.5  # the name goes where there is more room
         middle = 1 - gap - side * fill / 2 if full else gap + side * (1 - fill) / 2
         behind = colour if cached and full else None

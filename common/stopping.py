@@ -9,8 +9,8 @@ def check_stop(sequence: Sequence, eos_token_ids: tuple[int, ...], max_model_len
     """Finish ``sequence`` if its newest token says so. Call once per appended token.
 
     Order, as in vLLM 0.33.0 (``v1/core/sched/utils.py``, ``check_stop``): EOS, then stop ids, then
-    length, so that an EOS in the last place counts as ``stop``. Unlike there, ``min_tokens`` does
-    not hold back the length limits: a cache has no slot ``max_model_len``.
+    length, so that an EOS in the last place counts as ``stop``. ``min_tokens`` holds back the
+    first two, never the limits: a cache has no place ``max_model_len``.
 
     Args:
         sequence: Has at least one output token.

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -86,7 +87,11 @@ def load_weights(model: Transformer, folder: Path) -> LoadReport:
     }
     files = safetensors_files(folder)
     count = size = 0
-    for name, tensor in _stream(files, skip=_redundant(model.config)):
+    copy_of_embedding: Tensor | None = None
+    for name, tensor in _stream(files):
+        if name == "lm_head.weight" and model.config.tie_word_embeddings:
+            copy_of_embedding = tensor  # some tied checkpoints store the matrix twice
+            continue
         prefix, _, leaf = name.rpartition(".")
         path, shard = table.get(prefix, ("", 0))
         if path not in modules or (path, leaf, shard) not in pending:
@@ -99,6 +104,8 @@ def load_weights(model: Transformer, folder: Path) -> LoadReport:
         count, size = count + 1, size + tensor.nbytes
     if pending:
         raise CheckpointError(f"{folder} lacks {_checkpoint_name(table, *min(pending))!r}")
+    if copy_of_embedding is not None:
+        _check_tied(model, copy_of_embedding, folder)
     return LoadReport(len(files), count, size, time.perf_counter() - start)
 
 
@@ -128,12 +135,22 @@ def safetensors_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _redundant(config: ModelConfig) -> set[str]:
-    """Tensors that repeat what we have: a tied checkpoint may store the embedding twice."""
-    return {"lm_head.weight"} if config.tie_word_embeddings else set()
+def _check_tied(model: Transformer, head: Tensor, folder: Path) -> None:
+    """A stored ``lm_head.weight`` must be the embedding that the config says it is.
+
+    Raises:
+        CheckpointError: It is another matrix: dropping it would give fluent, wrong text.
+    """
+    embedding = model.embed_tokens.weight
+    same = head.shape == embedding.shape and torch.equal(head.to(embedding), embedding)
+    if not same:
+        raise CheckpointError(
+            f"lm_head.weight in {folder} differs from the embedding, although config.json says "
+            f"tie_word_embeddings"
+        )
 
 
-def _stream(files: list[Path], skip: set[str]) -> Iterator[tuple[str, Tensor]]:
+def _stream(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
     """Yield every tensor once. Each is a view of the mapped file: its pages are read on copy.
 
     Old Llama files store the rope frequencies of each layer; we compute them from the config.
@@ -142,7 +159,7 @@ def _stream(files: list[Path], skip: set[str]) -> Iterator[tuple[str, Tensor]]:
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
                 for name in file.keys():  # noqa: SIM118 (not a mapping)
-                    if name not in skip and not name.endswith("rotary_emb.inv_freq"):
+                    if not name.endswith("rotary_emb.inv_freq"):
                         yield name, file.get_tensor(name)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is not a readable safetensors file: {error}") from error

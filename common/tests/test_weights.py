@@ -124,6 +124,17 @@ class TestTiedEmbeddings:
         assert after.num_tensors == before.num_tensors
         assert model.lm_head.weight.data_ptr() == model.embed_tokens.weight.data_ptr()
 
+    @pytest.mark.parametrize("change", [lambda t: t + 1, lambda t: t[:-1]], ids=["value", "shape"])
+    def test_another_head_in_a_tied_model_is_refused(
+        self, tied: Path, change: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        edit(
+            tied,
+            lambda t: t.update({"lm_head.weight": change(t["model.embed_tokens.weight"]).clone()}),
+        )
+        with pytest.raises(CheckpointError, match=r"lm_head\.weight .* differs from the embedding"):
+            load(tied)
+
     def test_untied_has_its_own(self, untied: Path) -> None:
         model, _ = load(untied)
         stored = load_file(untied / "model.safetensors")
