@@ -7,7 +7,9 @@ that static batching loses is the seats of those who are done.
 
 from __future__ import annotations
 
+import time
 from argparse import Namespace
+from dataclasses import replace
 
 from common.bench import serving_rows, summary_line
 from common.metrics import serving_metrics
@@ -62,11 +64,13 @@ def run(args: Namespace, notes: list[str]) -> tuple[Result, str]:
 def static(engine: LLMEngine, workload: Workload, slots: int) -> list[RequestOutput]:
     """Serve in groups of ``slots``; everybody has arrived at the start."""
     prompts, params = workload.prompts, workload.sampling_params
+    start = time.perf_counter()
     outputs: list[RequestOutput] = []
     for first in range(0, len(prompts), slots):
         group = slice(first, first + slots)
         outputs += engine.generate(prompts[group], params[group])
-    return outputs
+    # A later group has waited since the start, not since the engine was handed it.
+    return [replace(o, metrics=replace(o.metrics, arrival_time=start)) for o in outputs]
 
 
 def _sizes(args: Namespace, gpu: bool) -> tuple[Workload, int]:
