@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,11 +89,13 @@ def count_operations(work: Callable[[], object]) -> int:
 @contextmanager
 def _tracing(trace: Any) -> Iterator[None]:
     before = sys.gettrace()  # coverage's own, which goes on afterwards
+    gc.disable()  # a collection in between would be counted, with all the callbacks it runs
     sys.settrace(trace)
     try:
         yield
     finally:
         sys.settrace(before)
+        gc.enable()
 
 
 class Counted(int):

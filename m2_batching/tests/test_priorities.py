@@ -154,6 +154,8 @@ def test_any_mix_of_priorities_ends_and_keeps_its_promises(
         assert steps <= work, "a step passed in which nobody got a token"
     assert all(s.num_output_tokens == s.sampling_params.max_tokens for s in sequences)
     assert one.slots.num_free == slots
+    assert isinstance(one.waiting, PriorityQueue)
+    assert not one.waiting._keys, "the queue remembers someone who has ended"
 
 
 def check_step(one: Scheduler) -> None:

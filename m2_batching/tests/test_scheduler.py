@@ -21,7 +21,7 @@ from m2_batching.tests.helpers import (
 
 
 def scheduler(slots: int, budget: int = 1000, queue: RequestQueue | None = None) -> Scheduler:
-    return Scheduler(queue or FCFSQueue(), slots, budget, stop_by_length)
+    return Scheduler(FCFSQueue() if queue is None else queue, slots, budget, stop_by_length)
 
 
 class TestSlotPool:

@@ -11,6 +11,7 @@ from common.request import Sequence
 from common.stopping import check_stop
 from m2_batching.plan import ScheduledSequence, SchedulerOutput, StepResult
 from m2_batching.request_queue import FCFSQueue, RequestQueue
+from m2_batching.tests.helpers import make_request, make_sequence
 from m3_paged.kv_cache_manager import KVCacheManager
 from m3_paged.scheduler import Scheduler
 
@@ -84,7 +85,7 @@ class Bench:
         """Start idle; ``on_token`` ends a sequence by length, or where ``stop_now`` names it."""
         self.manager = KVCacheManager(num_blocks, block_size)
         self.scheduler = Scheduler(
-            queue or FCFSQueue(),
+            FCFSQueue() if queue is None else queue,
             self.manager,
             max_num_seqs=seqs,
             max_num_batched_tokens=budget,
@@ -122,3 +123,11 @@ class Bench:
     def num_free(self) -> int:
         """Free blocks."""
         return self.manager.pool.num_free
+
+
+def samples(
+    number: int, n: int, prompt_len: int, max_tokens: int = 100, **more: int
+) -> list[Sequence]:
+    """The ``n`` sequences of request ``number``, with ids from ``10 · number`` on."""
+    request = make_request(number, prompt_len, more.get("priority", 0), max_tokens)
+    return [make_sequence(10 * number + i, request=request, index=i) for i in range(n)]

@@ -80,96 +80,96 @@ def run_kernel(case: Any) -> torch.Tensor:
     return out
 
 
-class TestEngine:
-    @pytest.mark.parametrize("options", [{"num_blocks": 64}, {"num_blocks": 40, "block_size": 4}])
-    @pytest.mark.parametrize("family", FAMILIES)
-    def test_greedy_ids_equal_those_of_the_cpu(
-        self, tiny_models: dict[str, TinyModel], family: str, options: dict[str, int]
-    ) -> None:
-        """With room for everybody, and with a pool that preempts."""
-        model = tiny_models[family]
-        engine = make(model, trace=True, **options)
-        engine.runner.cache.kv.fill_(float("nan"))
-        assert ids_of(engine.generate(model.prompts, GREEDY)) == reference(model)
-        assert (engine.scheduler.num_preemptions > 0) == ("block_size" in options)
-        engine.scheduler.manager.check()
-        engine.trace.validate()
-
-    def test_parallel_samples_equal_single_ones(self, tiny: TinyModel) -> None:
-        engine = make(tiny, num_blocks=64)
-        prompt = tiny.prompts[1]
-        params = SamplingParams(n=3, seed=5, max_tokens=12, ignore_eos=True)
-        (output,) = engine.generate(prompt, params)
-        for i, completion in enumerate(output.outputs):
-            single = SamplingParams(seed=5 + i, max_tokens=12, ignore_eos=True)
-            (alone,) = engine.generate(prompt, single)
-            assert completion.token_ids == alone.outputs[0].token_ids
-
-    def test_the_engine_uses_the_kernel(
-        self, tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Once per layer and decode step, and never the gathering reference."""
-        from m3_paged import kernels
-
-        real, rows = kernels.paged_decode, []
-
-        def spy(q: torch.Tensor, *args: Any) -> None:
-            rows.append(q.shape[0])
-            real(q, *args)
-
-        def never(*args: Any) -> torch.Tensor:
-            raise AssertionError("the engine gathers on a GPU")
-
-        monkeypatch.setattr(kernels, "paged_decode", spy)
-        monkeypatch.setattr(paged_attention, "gathered_decode", never)
-        engine = make(tiny, num_blocks=64)
-        assert engine.runner.use_kernel
-        params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
-        engine.generate(tiny.prompts[1:], params)  # prompts of 7, 16 and 33 tokens
-        assert rows == [3] * 4 * 3  # four decode steps, three layers
-
-    def test_a_shape_that_the_kernel_cannot_take_is_gathered(self, tiny: TinyModel) -> None:
-        engine = make(tiny, num_blocks=64, block_size=6)
-        assert not engine.runner.use_kernel
-        assert ids_of(engine.generate(tiny.prompts, GREEDY)) == reference(tiny)
+@pytest.mark.parametrize("options", [{"num_blocks": 64}, {"num_blocks": 40, "block_size": 4}])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_ids_equal_those_of_the_cpu(
+    tiny_models: dict[str, TinyModel], family: str, options: dict[str, int]
+) -> None:
+    """With room for everybody, and with a pool that preempts."""
+    model = tiny_models[family]
+    engine = make(model, trace=True, **options)
+    engine.runner.cache.kv.fill_(float("nan"))
+    assert ids_of(engine.generate(model.prompts, GREEDY)) == reference(model)
+    assert (engine.scheduler.num_preemptions > 0) == ("block_size" in options)
+    engine.scheduler.manager.check()
+    engine.trace.validate()
 
 
-class TestPool:
-    def test_pool_fills_what_the_profile_leaves(self, tiny: TinyModel) -> None:
-        """Asked for what is in use now and 1 GiB more, it takes 1 GiB less one step's peak."""
-        make(tiny, num_blocks=64).generate(tiny.prompts[:1], GREEDY)  # libraries take theirs
-        gc.collect()
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info()
-        share = (total - free + 2**30) / total
-        engine = make(tiny, max_num_seqs=10**6, gpu_memory_utilization=share)
-        assert 0.85 * 2**30 < engine.kv_bytes() < 1.05 * 2**30
-        torch.cuda.synchronize()
-        free_after, _ = torch.cuda.mem_get_info()
-        assert total - free_after <= share * total + 64 * 2**20
-        assert engine.stats().peak_memory_bytes >= engine.kv_bytes()
-        longest = list(range(1, 256)) * 2  # 510 of 512 tokens: the step that was profiled
-        (output,) = engine.generate([longest], SamplingParams(temperature=0, max_tokens=9))
-        assert len(output.outputs[0].token_ids) == 2
+def test_parallel_samples_equal_single_ones(tiny: TinyModel) -> None:
+    engine = make(tiny, num_blocks=64)
+    prompt = tiny.prompts[1]
+    params = SamplingParams(n=3, seed=5, max_tokens=12, ignore_eos=True)
+    (output,) = engine.generate(prompt, params)
+    for i, completion in enumerate(output.outputs):
+        single = SamplingParams(seed=5 + i, max_tokens=12, ignore_eos=True)
+        (alone,) = engine.generate(prompt, single)
+        assert completion.token_ids == alone.outputs[0].token_ids
 
-    def test_nothing_is_left(self, tiny: TinyModel) -> None:
-        with pytest.raises(OutOfMemoryError, match=r"nothing is left for KV: 0% of .* for weights"):
-            make(tiny, gpu_memory_utilization=1e-6)
 
-    def test_a_step_that_does_not_fit(
-        self, tiny: TinyModel, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        class Hungry(UncachedAttend):
-            def __call__(self, *args: Any) -> torch.Tensor:
-                return torch.empty(2**50, dtype=torch.uint8, device="cuda")
+def test_the_engine_uses_the_kernel(tiny: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once per layer and decode step, and never the gathering reference."""
+    from m3_paged import kernels
 
-        monkeypatch.setattr(pool_size, "UncachedAttend", Hungry)
-        with pytest.raises(OutOfMemoryError, match="a step of 512 tokens does not fit cuda"):
-            make(tiny)
+    real, rows = kernels.paged_decode, []
 
-    def test_a_pool_that_does_not_fit(self, tiny: TinyModel) -> None:
-        _, total = torch.cuda.mem_get_info()
-        blocks = total // (16 * 1536)  # all of the device's memory
-        with pytest.raises(OutOfMemoryError, match=f"refuses {blocks} blocks of 16 tokens"):
-            make(tiny, num_blocks=blocks)
+    def spy(q: torch.Tensor, *args: Any) -> None:
+        rows.append(q.shape[0])
+        real(q, *args)
+
+    def never(*args: Any) -> torch.Tensor:
+        raise AssertionError("the engine gathers on a GPU")
+
+    monkeypatch.setattr(kernels, "paged_decode", spy)
+    monkeypatch.setattr(paged_attention, "gathered_decode", never)
+    engine = make(tiny, num_blocks=64)
+    assert engine.runner.use_kernel
+    params = SamplingParams(temperature=0, max_tokens=5, ignore_eos=True)
+    engine.generate(tiny.prompts[1:], params)  # prompts of 7, 16 and 33 tokens
+    assert rows == [3] * 4 * 3  # four decode steps, three layers
+
+
+def test_a_shape_that_the_kernel_cannot_take_is_gathered(tiny: TinyModel) -> None:
+    engine = make(tiny, num_blocks=64, block_size=6)
+    assert not engine.runner.use_kernel
+    assert ids_of(engine.generate(tiny.prompts, GREEDY)) == reference(tiny)
+
+
+def test_pool_fills_what_the_profile_leaves(tiny: TinyModel) -> None:
+    """Asked for what is in use now and 1 GiB more, it takes 1 GiB less one step's peak."""
+    make(tiny, num_blocks=64).generate(tiny.prompts[:1], GREEDY)  # libraries take theirs
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info()
+    share = (total - free + 2**30) / total
+    engine = make(tiny, max_num_seqs=10**6, gpu_memory_utilization=share)
+    assert 0.85 * 2**30 < engine.kv_bytes() < 1.05 * 2**30
+    torch.cuda.synchronize()
+    free_after, _ = torch.cuda.mem_get_info()
+    assert total - free_after <= share * total + 64 * 2**20
+    assert engine.stats().peak_memory_bytes >= engine.kv_bytes()
+    longest = list(range(1, 256)) * 2  # 510 of 512 tokens: the step that was profiled
+    (output,) = engine.generate([longest], SamplingParams(temperature=0, max_tokens=9))
+    assert len(output.outputs[0].token_ids) == 2
+
+
+def test_nothing_is_left(tiny: TinyModel) -> None:
+    with pytest.raises(OutOfMemoryError, match=r"nothing is left for KV: 0% of .* for weights"):
+        make(tiny, gpu_memory_utilization=1e-6)
+
+
+def test_a_step_that_does_not_fit(tiny: TinyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hungry(UncachedAttend):
+        def __call__(self, *args: Any) -> torch.Tensor:
+            return torch.empty(2**50, dtype=torch.uint8, device="cuda")
+
+    monkeypatch.setattr(pool_size, "UncachedAttend", Hungry)
+    with pytest.raises(OutOfMemoryError, match="a step of 512 tokens does not fit cuda"):
+        make(tiny)
+
+
+def test_a_pool_that_does_not_fit(tiny: TinyModel) -> None:
+    _, total = torch.cuda.mem_get_info()
+    blocks = total // (16 * 1536)  # all of the device's memory
+    with pytest.raises(OutOfMemoryError, match=f"refuses {blocks} blocks of 16 tokens"):
+        make(tiny, num_blocks=blocks)

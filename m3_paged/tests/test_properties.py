@@ -164,6 +164,9 @@ class Machine(RuleBasedStateMachine):
             for token in sequence.output_token_ids:
                 assert token == token_for(alone)
                 alone.append(token, 0.0)
+        queue = self.bench.scheduler.waiting
+        if isinstance(queue, PriorityQueue):
+            assert not queue._keys, "the queue remembers someone who has ended"
         self.bench.step()
         assert not self.bench.runner.tables, "the runner keeps a table of someone who has ended"
 

@@ -113,13 +113,13 @@ def test_forks_share_blocks_and_copy_what_they_write(
     shared = tuple(range(full + bool(partial)))
     assert run(runner, tiny, SchedulerOutput(new=(part(a, length - 1, shared),))) == []
     b.num_computed_tokens = length - 1
-    copies = (BlockCopy(full, 10),) if partial else ()
+    # Where the prompt's last token opens a block, both take a fresh one; else a copies the partial
+    # block and b, its last owner, writes in place.
+    table = shared if partial else (*shared, 11)
     plan = SchedulerOutput(
-        new=(part(b, 1, (*shared[:full], 11), forked_from=0),)
-        if not partial
-        else (part(b, 1, shared, forked_from=0),),
+        new=(part(b, 1, table, forked_from=0),),
         advanced=(part(a, 1, (10,), full),),
-        copies=copies,
+        copies=(BlockCopy(full, 10),) if partial else (),
     )
     assert run(runner, tiny, plan) == [0, 1]
     assert a.output_token_ids == b.output_token_ids  # both greedy

@@ -1,0 +1,40 @@
+"""What the package offers by name, and what importing it does not load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import m3_paged
+from common.request import SamplingParams
+from m3_paged.engine import LLMEngine
+
+
+def test_the_package_offers_two_names() -> None:
+    assert m3_paged.__all__ == ["LLMEngine", "SamplingParams"]
+    assert m3_paged.LLMEngine is LLMEngine
+    assert m3_paged.SamplingParams is SamplingParams
+    with pytest.raises(AttributeError, match="'m3_paged' has no attribute 'Engine'"):
+        _ = m3_paged.Engine
+
+
+def test_the_control_plane_runs_where_torch_cannot_be_imported() -> None:
+    """One step of the real scheduler, with torch blocked."""
+    code = """
+import sys
+sys.modules["torch"] = None
+from common.request import Request, SamplingParams, Sequence
+from m2_batching.request_queue import make_queue
+from m3_paged.kv_cache_manager import KVCacheManager
+from m3_paged.scheduler import Scheduler
+one = Scheduler(
+    make_queue("priority"), KVCacheManager(2, 4), max_num_seqs=1, max_num_batched_tokens=10,
+    on_token=print,
+)
+one.add([Sequence(0, Request("r", (1, 2), SamplingParams()))])
+print(one.schedule().num_tokens)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "2\n"
