@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from tqdm import tqdm
@@ -24,63 +24,12 @@ from common.output_processor import RequestState
 from common.outputs import EngineStats, RequestOutput
 from common.request import Request, SamplingParams, Sequence
 from common.stats import StatsRecorder, peak_memory_bytes
-from common.step_record import BlockEvent
 from common.stopping import check_stop
 from common.trace import Trace, TraceInfo
 from m0_init.loader import LoadedModel, load
 from m1_basic.sampler import Sampler
-from m2_batching.plan import SchedulerOutput, StepResult
-from m2_batching.request_queue import RequestQueue
+from m2_batching.step_interfaces import StepRunner, StepScheduler
 from m2_batching.step_trace import StepTracer
-
-
-class StepScheduler(Protocol):
-    """What the loop needs of a scheduler."""
-
-    waiting: RequestQueue
-    running: list[Sequence]
-
-    def add(self, sequences: list[Sequence]) -> None:
-        """Take the sequences of a new request."""
-        ...
-
-    def has_unfinished(self) -> bool:
-        """Whether a step would do anything."""
-        ...
-
-    def schedule(self) -> SchedulerOutput:
-        """Plan one step."""
-        ...
-
-    def update(self, plan: SchedulerOutput, result: StepResult, now: float) -> list[Sequence]:
-        """Append what was sampled; returns the sequences that got a token."""
-        ...
-
-    def abort(self, sequence: Sequence) -> None:
-        """End a sequence in whatever state it is."""
-        ...
-
-    def drain_events(self) -> tuple[BlockEvent, ...]:
-        """Memory events since the last call."""
-        ...
-
-
-class StepFlight(Protocol):
-    """A launched step."""
-
-    def result(self) -> StepResult:
-        """Wait for the sampled ids."""
-        ...
-
-
-class StepRunner(Protocol):
-    """What the loop needs of a runner."""
-
-    sampler: Sampler
-
-    def launch(self, plan: SchedulerOutput) -> StepFlight:
-        """Start one step on the device."""
-        ...
 
 
 class StepEngine(ABC):
