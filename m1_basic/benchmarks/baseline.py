@@ -11,26 +11,33 @@ from common.testing.checkpoints import quiet_transformers
 
 
 class TransformersGenerate:
-    """Greedy generation by transformers: SDPA attention, dynamic KV cache, inference mode."""
+    """Greedy generation by transformers: dynamic KV cache, inference mode."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: str) -> None:
+    def __init__(
+        self, folder: Path, dtype: torch.dtype, device: str, attention: str = "sdpa"
+    ) -> None:
         """Load the checkpoint.
 
         Args:
             folder: A model folder.
             dtype: Element type of weights and KV.
             device: ``cpu``, ``cuda`` or ``cuda:N``.
+            attention: ``sdpa`` is what users get; ``eager`` writes the score matrix, as M1 does.
         """
         transformers = quiet_transformers()
         self.device = device
         self.model = transformers.AutoModelForCausalLM.from_pretrained(
-            str(folder), dtype=dtype, attn_implementation="sdpa", local_files_only=True
+            str(folder), dtype=dtype, attn_implementation=attention, local_files_only=True
         )
         self.model.to(device).eval()
         self._config = transformers.GenerationConfig(
             do_sample=False, use_cache=True, eos_token_id=None, pad_token_id=0
         )
         self.model.generation_config = transformers.GenerationConfig()
+
+    def weight_bytes(self) -> int:
+        """Bytes of the parameters, each storage counted once."""
+        return sum(parameter.nbytes for parameter in self.model.parameters())
 
     @torch.inference_mode()
     def token_times(self, prompt: list[int], max_tokens: int) -> list[float]:

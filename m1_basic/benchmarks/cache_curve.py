@@ -17,9 +17,16 @@ from common.peaks import measured_bandwidth
 from common.request import SamplingParams
 from common.results import Result, Row, make_result, row
 from common.timing import interleaved_calls
-from common.workload import Workload
-from m1_basic.benchmarks.latency import one_of_each
+from m1_basic.benchmarks.latency import dtype_name, one_of_each
 from m1_basic.engine import LLMEngine
+
+
+def context_lengths(args: Namespace) -> tuple[int, ...]:
+    """Context lengths of the size that was asked for."""
+    if args.smoke:
+        return (8, 16)
+    short = (16, 32, 64, 128, 256)
+    return (*short, 512, 1024, 2048) if args.full else short
 
 
 def run(args: Namespace, notes: list[str]) -> tuple[Result, str]:
@@ -32,29 +39,33 @@ def run(args: Namespace, notes: list[str]) -> tuple[Result, str]:
     Returns:
         The result and the summary line.
     """
-    lengths: tuple[int, ...] = (16, 32, 64, 128, 256)
-    if args.smoke:
-        lengths = (8, 16)
-    elif args.full:
-        lengths += (512, 1024, 2048)
+    lengths = context_lengths(args)
     engines = {
         "on": LLMEngine(args.model, dtype=args.dtype, device=args.device),
         "off": LLMEngine(args.model, dtype=args.dtype, device=args.device, use_cache=False),
     }
     device = str(engines["on"].device)
-    workload = one_of_each(lengths, 4)
+    workload = one_of_each(lengths, 4, engines["on"].model.config.vocab_size)
     rows: list[Row] = []
     for prompt in workload.prompts:
         calls = {name: _step_of(engine, prompt) for name, engine in engines.items()}
         for name, seconds in interleaved_calls(calls, args.repeat, 1).items():
             rows.append(row("step_time", "s", seconds, cache=name, context=len(prompt)))
-    floors, bandwidth = _floor_rows(engines["on"], workload, device)
-    config = {"model": args.model, "dtype": str(engines["on"].model.dtype)}
+    engine, bandwidth = engines["on"], measured_bandwidth(device)
+    floors = {length: _bytes(engine, length) / bandwidth.value for length in lengths}
+    rows += [row("step_floor", "s", floor, context=length) for length, floor in floors.items()]
+    config = {
+        "model": args.model, "dtype": dtype_name(engine), "copy_bandwidth": bandwidth.value
+    }  # fmt: skip
     result = make_result(
-        "m1_basic", "cache_curve", rows + floors, device=device, workload=workload,
-        config=config | {"copy_bandwidth": bandwidth}, notes=notes,
+        "m1_basic", "cache_curve", rows, device=device, workload=workload, config=config,
+        notes=notes,
     )  # fmt: skip
-    return result, _summary(engines["on"], result, lengths[-1], device)
+    [longest] = result.select(metric="step_time", cache="on", context=lengths[-1])
+    seconds = longest["median"]
+    used = mbu(_bytes(engine, lengths[-1]), seconds, bandwidth)
+    name = f"m1_basic with cache, context {lengths[-1]}"
+    return result, summary_line(name, 1 / seconds, used, None)
 
 
 def _step_of(engine: LLMEngine, prompt: list[int]) -> Callable[[], float]:
@@ -71,20 +82,6 @@ def _step_of(engine: LLMEngine, prompt: list[int]) -> Callable[[], float]:
     return measure
 
 
-def _floor_rows(engine: LLMEngine, workload: Workload, device: str) -> tuple[list[Row], float]:
-    """Bytes of a cached step over the measured copy bandwidth, per context."""
-    peak = measured_bandwidth(device)
-    dtype = str(engine.model.dtype).removeprefix("torch.")
-    rows = []
-    for prompt in workload.prompts:
-        moved = decode_bytes(engine.model.config, 1, len(prompt), dtype)
-        rows.append(row("step_floor", "s", moved / peak.value, context=len(prompt)))
-    return rows, peak.value
-
-
-def _summary(engine: LLMEngine, result: Result, context: int, device: str) -> str:
-    (on,) = result.select(metric="step_time", cache="on", context=context)
-    dtype = str(engine.model.dtype).removeprefix("torch.")
-    moved = decode_bytes(engine.model.config, 1, context, dtype)
-    used = mbu(moved, on["median"], measured_bandwidth(device))
-    return summary_line(f"m1_basic with cache, context {context}", 1 / on["median"], used, None)
+def _bytes(engine: LLMEngine, context: int) -> int:
+    """What a step with the cache must read: all weights, and K and V of the context."""
+    return decode_bytes(engine.model.config, 1, context, dtype_name(engine))

@@ -17,16 +17,28 @@ from common.peaks import measured_bandwidth, measured_flops
 from common.request import SamplingParams
 from common.results import Result, Row, make_result, row
 from common.timing import Measurement, interleaved_calls, synchronizer
-from common.workload import Workload, WorkloadRequest, fixed
+from common.workload import DEFAULT_VOCAB, Workload, WorkloadRequest, fixed
 from m1_basic.benchmarks.baseline import TransformersGenerate
 from m1_basic.engine import LLMEngine
 
 TokenTimes = Callable[[list[int], int], list[float]]
 """From a prompt and a number of tokens to the time at which each token was there."""
 
+MEMORY_NOTE = (
+    "peak_memory is what the engine holds before the request (weights, and for m1_basic the KV "
+    "cache it reserved for max_model_len tokens) plus request_memory, what the request adds"
+)
+
+
+def prompt_lengths(args: Namespace) -> tuple[int, ...]:
+    """Prompt lengths of the size that was asked for."""
+    if args.smoke:
+        return (16,)
+    return (128, 512, 2048) if args.full else (128, 512)
+
 
 def run(args: Namespace, notes: list[str]) -> tuple[Result, str]:
-    """Measure TTFT, TPOT and memory of both engines at several prompt lengths.
+    """Measure TTFT, TPOT and memory of the engines at several prompt lengths.
 
     Args:
         args: The benchmark's command line.
@@ -35,34 +47,53 @@ def run(args: Namespace, notes: list[str]) -> tuple[Result, str]:
     Returns:
         The result and the summary line.
     """
-    lengths = (16,) if args.smoke else (128, 512, 2048) if args.full else (128, 512)
+    lengths = prompt_lengths(args)
     new_tokens = 5 if args.smoke else 33
     engine = LLMEngine(args.model, dtype=args.dtype, device=args.device)
     device = str(engine.device)
-    baseline = TransformersGenerate(engine.folder, engine.model.dtype, device)
+    place = (engine.folder, engine.model.dtype, device)
+    baseline, eager = TransformersGenerate(*place), TransformersGenerate(*place, "eager")
 
     def ours(prompt: list[int], count: int) -> list[float]:
         params = SamplingParams(temperature=0, max_tokens=count, ignore_eos=True)
         return [time.perf_counter() for _ in engine.stream(prompt, params)]
 
-    engines: dict[str, TokenTimes] = {"m1_basic": ours, "transformers": baseline.token_times}
-    workload = one_of_each(lengths, new_tokens)
+    engines: dict[str, TokenTimes] = {
+        "m1_basic": ours,
+        "transformers": baseline.token_times,
+        "transformers-eager": eager.token_times,
+    }
+    weights, stats = baseline.weight_bytes(), engine.stats()
+    held = dict.fromkeys(engines, weights) | {"m1_basic": stats.weight_bytes + stats.kv_bytes}
+    workload = one_of_each(lengths, new_tokens, engine.model.config.vocab_size)
     rows: list[Row] = []
     for prompt in workload.prompts:
         rows += _latency_rows(engines, prompt, new_tokens, args.repeat, device)
-        rows += _memory_rows(engines, prompt, new_tokens, device)
-    config = {"model": args.model, "dtype": str(engine.model.dtype), "new_tokens": new_tokens}
+        rows += _memory_rows(engines, held, prompt, new_tokens, device)
+    config = {
+        "model": args.model,
+        "dtype": dtype_name(engine),
+        "new_tokens": new_tokens,
+        "max_model_len": engine.max_model_len,
+        "reserved_kv_bytes": stats.kv_bytes,
+    }
     result = make_result(
-        "m1_basic", "latency", rows, device=device, workload=workload, config=config, notes=notes
-    )
+        "m1_basic", "latency", rows, device=device, workload=workload, config=config,
+        notes=[*notes, MEMORY_NOTE],
+    )  # fmt: skip
     return result, _summary(engine, result, lengths[0], new_tokens)
 
 
-def one_of_each(lengths: tuple[int, ...], new_tokens: int) -> Workload:
-    """One request of each prompt length."""
+def dtype_name(engine: LLMEngine) -> str:
+    """``bfloat16`` for ``torch.bfloat16``."""
+    return str(engine.model.dtype).removeprefix("torch.")
+
+
+def one_of_each(lengths: tuple[int, ...], new_tokens: int, vocab: int) -> Workload:
+    """One request of each prompt length, of ids that a vocabulary of size ``vocab`` has."""
     requests: list[WorkloadRequest] = []
     for length in lengths:
-        requests += fixed(1, length, new_tokens).requests
+        requests += fixed(1, length, new_tokens, vocab=min(vocab, DEFAULT_VOCAB)).requests
     return Workload(f"one prompt each of {', '.join(map(str, lengths))}", 0, tuple(requests))
 
 
@@ -94,15 +125,29 @@ def _latency_rows(
 
 
 def _memory_rows(
-    engines: dict[str, TokenTimes], prompt: list[int], new_tokens: int, device: str
+    engines: dict[str, TokenTimes],
+    held: dict[str, int],
+    prompt: list[int],
+    new_tokens: int,
+    device: str,
 ) -> list[Row]:
-    """What a request adds to the memory held before it. Both models are loaded all the while."""
+    """What a request adds, and the peak of each engine by itself (both are loaded all the while).
+
+    Args:
+        engines: How to generate.
+        held: Bytes that each of them holds before the request.
+        prompt: Prompt ids.
+        new_tokens: Tokens to generate.
+        device: Where to look.
+    """
     rows = []
     for name, times_of in engines.items():
         with PeakMemory(device) as watch:
             times_of(prompt, new_tokens)
+        labels: dict[str, str | int] = {"engine": name, "prompt_tokens": len(prompt)}
         growth = float(watch.result.growth)
-        rows.append(row("request_memory", "B", growth, engine=name, prompt_tokens=len(prompt)))
+        rows.append(row("request_memory", "B", growth, **labels))
+        rows.append(row("peak_memory", "B", held[name] + growth, **labels))
     return rows
 
 
@@ -110,7 +155,7 @@ def _summary(engine: LLMEngine, result: Result, length: int, new_tokens: int) ->
     """Decode speed at the shortest prompt, beside the device's measured ceilings."""
     (speed,) = result.select(metric="decode_throughput", engine="m1_basic", prompt_tokens=length)
     config, device = engine.model.config, str(engine.device)
-    dtype = str(engine.model.dtype).removeprefix("torch.")
+    dtype = dtype_name(engine)
     seconds = 1 / speed["median"]
     moved = decode_bytes(config, 1, length + new_tokens // 2, dtype)
     flops = linear_flops_per_token(config) + lm_head_flops_per_row(config)
