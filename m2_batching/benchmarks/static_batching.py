@@ -78,4 +78,4 @@ def _sizes(args: Namespace, gpu: bool) -> tuple[Workload, int]:
         return random_lengths(4, (4, 8), (2, 6), temperature=0.0), 2
     if gpu:
         return random_lengths(64, (32, 256), (16, 256), temperature=0.0), 16
-    return random_lengths(16, (8, 32), (4, 48), temperature=0.0), 4
+    return random_lengths(9, (8, 16), (4, 32), temperature=0.0), 3

@@ -66,7 +66,7 @@ def _sizes(args: Namespace) -> tuple[Workload, int, int]:
         return random_lengths(4, (4, 8), (2, 6), temperature=0.0), 2, 32
     if args.device.startswith("cuda"):
         return random_lengths(temperature=0.0).subset(96), 32, 2048
-    return random_lengths(24, (8, 64), (8, 48), temperature=0.0), 4, 128
+    return random_lengths(12, (8, 32), (8, 32), temperature=0.0), 2, 96
 
 
 def _summary(engine: M3Engine, result: Result, workload: Workload, device: str) -> str:
