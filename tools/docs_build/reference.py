@@ -57,16 +57,16 @@ def engine_table(stage: str) -> list[str]:
 
     if stage not in STAGES:
         raise DocsError(f"no stage {stage!r} in common/config.py")
-    lines = ["| option | values | default | meaning |", "| --- | --- | --- | --- |"]
+    lines = ["| option | flag | values | default | meaning |", "| --- | --- | --- | --- | --- |"]
     for row in options_of(stage):
         values = (
             [*row.choices] if row.value_type is str and row.choices else [row.value_type.__name__]
         )
         values += [*row.choices] if row.value_type is not str else []
         values += ["None"] if row.optional else []
-        cells = [f"`{row.name}`", ", ".join(f"`{value}`" for value in values)]
-        cells += [f"`{row.default!r}`", row.help.replace("|", "\\|")]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = [f"`{row.name}`", f"`--{row.name.replace('_', '-')}`"]
+        cells += [", ".join(f"`{value}`" for value in values), f"`{row.default!r}`", row.help]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines
 
 
@@ -129,7 +129,7 @@ def option_table(root: Path, target: str, options: dict[str, str]) -> list[str]:
         n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
     ]
     chosen = _chosen([n.target.id for n in fields if isinstance(n.target, ast.Name)], options)
-    lines = ["| option | type | default | meaning |", "| --- | --- | --- | --- |"]
+    lines = ["| option | flag | type | default | meaning |", "| --- | --- | --- | --- | --- |"]
     for field in fields:
         assert isinstance(field.target, ast.Name)
         key = field.target.id
@@ -137,10 +137,9 @@ def option_table(root: Path, target: str, options: dict[str, str]) -> list[str]:
             continue
         if key not in meanings:
             raise DocsError(f"field {key!r} of {name} is not described under 'Attributes:'")
-        # A bar inside a code span needs no escape; an escape would be shown.
-        cells = [f"`{key}`", f"`{ast.unparse(field.annotation)}`"]
-        cells += [f"`{_default(field)}`" if field.value else "required"]
-        lines.append("| " + " | ".join([*cells, meanings[key].replace("|", "\\|")]) + " |")
+        cells = [f"`{key}`", f"`--{key.replace('_', '-')}`", f"`{ast.unparse(field.annotation)}`"]
+        cells += [f"`{_default(field)}`" if field.value else "required", meanings[key]]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return lines
 
 
