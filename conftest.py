@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+# One thread a process, set before torch is loaded. The suite runs a process per core (-n 2), and
+# tiny models have nothing to divide: more threads would only spin while they wait for a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 pytest_plugins = ["common.testing.fixtures"]
 
 
