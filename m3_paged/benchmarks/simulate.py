@@ -23,7 +23,7 @@ AnyScheduler = SlotScheduler | BlockScheduler
 
 @dataclass(frozen=True)
 class Usage:
-    """KV memory after one step was scheduled.
+    """KV memory after one step, when those who finished in it have left.
 
     Attributes:
         running: Sequences that hold memory.

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 import m3_paged
 from common.request import SamplingParams
+from common.testing.fixtures import TinyModel
+from m1_basic.tests.helpers import GREEDY, text_of
 from m3_paged.engine import LLMEngine
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_package_offers_two_names() -> None:
@@ -38,3 +44,14 @@ print(one.schedule().num_tokens)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "2\n"
+
+
+def test_the_command_answers_as_m1_does(tiny: TinyModel) -> None:
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "m3_paged", "hello", "--raw", *GREEDY, "--max-tokens", "6",
+            "--model", str(tiny.folder), "--device", "cpu", "--num-blocks", "64",
+        ],
+        capture_output=True, cwd=ROOT, timeout=240, env=os.environ | {"PYTHONUTF8": "1"},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout.decode()) == (0, text_of(tiny, "hello", 6) + "\n")
