@@ -75,7 +75,7 @@ class StepEngine(ABC):
             FoloError: A child that says which option, file or size is wrong.
         """
         self.config = EngineConfig.from_options(self.stage, {"model": str(model), **options})
-        loaded = load(self.config.model, dtype=self.config.dtype, device=self.config.device)
+        loaded = self.load()
         self.model, self.tokenizer, self.device = loaded.model, loaded.tokenizer, loaded.device
         self.max_model_len = loaded.config.resolve_max_model_len(self.config.max_model_len)
         self.eos_token_ids = loaded.config.eos_token_ids
@@ -87,6 +87,14 @@ class StepEngine(ABC):
         self._next_seq_id = 0
         info = self.build(loaded)
         self._tracer = StepTracer(info) if self.config.trace else None
+
+    def load(self) -> LoadedModel:
+        """Read the checkpoint; a stage with numeric ops or linear layers of its own hands them in.
+
+        Raises:
+            FoloError: A child that says which file, option or size is wrong.
+        """
+        return load(self.config.model, dtype=self.config.dtype, device=self.config.device)
 
     @abstractmethod
     def build(self, loaded: LoadedModel) -> TraceInfo:

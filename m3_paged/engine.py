@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 
-from common.errors import ConfigError, InvalidRequestError, OutOfMemoryError
 from common.request import Request
 from common.trace import TraceInfo
 from m0_init.loader import LoadedModel
 from m2_batching.request_queue import make_queue
 from m2_batching.step_engine import StepEngine
-from m3_paged.kv_cache import PagedKVCache
 from m3_paged.kv_cache_manager import KVCacheManager
-from m3_paged.pool_size import measure_pool
+from m3_paged.reserve import longest_sequence, reserve_cache
 from m3_paged.runner import FlatRunner
-from m3_paged.scheduler import Scheduler
-
-logger = logging.getLogger(__name__)
+from m3_paged.scheduler import Scheduler, check_seats
 
 DEFAULT_BLOCK_SIZE = 16
 
@@ -33,7 +27,10 @@ class LLMEngine(StepEngine):
 
     def build(self, loaded: LoadedModel) -> TraceInfo:
         """A pool of blocks, a manager of tables, a scheduler over both, a flat runner."""
-        cache = self._reserve(loaded)
+        size = self.config.cache.block_size
+        block_size = DEFAULT_BLOCK_SIZE if size == "auto" else size
+        cache = reserve_cache(self.config, loaded, self.max_model_len, block_size)
+        self.max_model_len = self.inputs.max_model_len = longest_sequence(self.max_model_len, cache)
         limits = self.config.scheduler
         self.scheduler = Scheduler(
             make_queue(limits.policy),
@@ -57,68 +54,14 @@ class LLMEngine(StepEngine):
         Raises:
             InvalidRequestError: There are more than seats.
         """
-        count, seats = request.sampling_params.n, self.config.scheduler.max_num_seqs
-        if count > seats:
-            raise InvalidRequestError(f"n is {count}, more than max_num_seqs ({seats})")
-
-    def _reserve(self, loaded: LoadedModel) -> PagedKVCache:
-        """Size the pool, limit ``max_model_len`` to it, and allocate it.
-
-        Raises:
-            ConfigError: One sequence of the ``max_model_len`` asked for does not fit.
-            OutOfMemoryError: Not one block fits.
-        """
-        options, spec = self.config.cache, loaded.model.kv_spec()
-        size = DEFAULT_BLOCK_SIZE if options.block_size == "auto" else options.block_size
-        block_bytes = spec.bytes_per_token * size
-        count, reason = options.num_blocks, "num_blocks"
-        if count is None:
-            limits = self.config.scheduler
-            longest = min(self.max_model_len, limits.max_num_batched_tokens)
-            pool = measure_pool(loaded.model, options.gpu_memory_utilization, longest)
-            most = limits.max_num_seqs * -(-self.max_model_len // size)
-            count, reason = min(pool.num_bytes // block_bytes, most), pool.reason
-        if count < 1:
-            raise OutOfMemoryError(
-                f"one block of {size} tokens needs {block_bytes / 2**20:.2f} MiB; left: {reason}"
-            )
-        self._limit_length(count * size)
-        try:
-            cache = PagedKVCache(spec, count, size, loaded.device)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            raise OutOfMemoryError(
-                f"{loaded.device} refuses {count} blocks of {size} tokens "
-                f"({count * block_bytes / 2**30:.2f} GiB); pass a smaller num_blocks"
-            ) from error
-        gib = cache.nbytes / 2**30
-        logger.info("%d KV blocks of %d tokens, %.2f GiB (%s)", count, size, gib, reason)
-        return cache
-
-    def _limit_length(self, pool_tokens: int) -> None:
-        """One sequence of ``max_model_len`` must fit an empty pool, or it could wait for ever.
-
-        Raises:
-            ConfigError: The length was asked for and does not fit.
-        """
-        asked = self.config.max_model_len
-        if asked is not None and asked > pool_tokens:
-            raise ConfigError(
-                f"max_model_len is {asked} tokens and the KV pool holds {pool_tokens}: "
-                f"pass a smaller max_model_len or more num_blocks"
-            )
-        if self.max_model_len > pool_tokens:
-            logger.warning("max_model_len is limited to the %d tokens of the pool", pool_tokens)
-            self.max_model_len = self.inputs.max_model_len = pool_tokens
+        check_seats(request, self.config.scheduler.max_num_seqs)
 
 
 def kernel_supports(device: torch.device, head_dim: int, block_size: int) -> bool:
     """Whether the Triton decode kernel can serve: a GPU, and powers of two."""
-    if device.type != "cuda":
-        return False
-    from m3_paged.kernels import (
-        supports,
-    )  # gpu-only: m3_paged/tests/test_gpu.py::test_the_engine_uses_the_kernel
+    gpu = device.type == "cuda"
+    if gpu:  # gpu-only: m3_paged/tests/test_gpu.py::test_the_engine_uses_the_kernel
+        from m3_paged.kernels import supports
 
-    return supports(
-        head_dim, block_size, device
-    )  # gpu-only: m3_paged/tests/test_gpu.py::test_the_engine_uses_the_kernel
+        return supports(head_dim, block_size, device)
+    return False

@@ -71,36 +71,54 @@ class PagedAttend:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """``[num_tokens, heads, head_dim]``, flat; the whole batch is stored before any attends."""
-        meta, scale = self.metadata, q.shape[-1] ** -0.5
-        store_kv(k, v, self.cache.sink(layer, meta.slot_mapping))
+        store_kv(k, v, self.cache.sink(layer, self.metadata.slot_mapping))
         k_cache, v_cache = self.cache.kv[0, layer], self.cache.kv[1, layer]
         out = torch.empty_like(q)
-        count = meta.num_decodes
-        if count:
-            tables, lens = meta.block_tables[:count], meta.seq_lens[:count]
-            if self.use_kernel:
-                from m3_paged.kernels import paged_decode
-
-                paged_decode(q[:count], k_cache, v_cache, tables, lens, scale, out[:count])
-            else:
-                longest = max(meta.context_lens[:count])
-                out[:count] = gathered_decode(
-                    q[:count], k_cache, v_cache, tables, lens, longest, scale
-                )
-        begin = count
-        for row in range(count, len(meta.query_lens)):
-            end = begin + meta.query_lens[row]
-            length = meta.context_lens[row]
-            keys, values = (
-                gather_blocks(x, meta.block_tables[row], length) for x in (k_cache, v_cache)
-            )
-            out[begin:end] = naive_attention(q[begin:end], keys, values, scale)
-            begin = end
+        attend_blocks(q, k_cache, v_cache, self.metadata, out, use_kernel=self.use_kernel)
         return out
 
     def kv_sink(self, layer: int) -> KVSink | None:
         """None: K and V are stored by :meth:`__call__`."""
         return None
+
+
+def attend_blocks(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    metadata: PagedMetadata,
+    out: Tensor,
+    *,
+    use_kernel: bool,
+) -> None:
+    """Attend for a whole step whose K and V are stored: decodes in one call, others one by one.
+
+    Args:
+        q: ``[num_tokens, num_heads, head_dim]``.
+        k_cache: ``[num_blocks, block_size, num_kv_heads, head_dim]``.
+        v_cache: Same shape as ``k_cache``.
+        metadata: The step.
+        out: Same shape as ``q``, written.
+        use_kernel: Decode with the Triton kernel.
+    """
+    scale, count = q.shape[-1] ** -0.5, metadata.num_decodes
+    if count:
+        tables, lens = metadata.block_tables[:count], metadata.seq_lens[:count]
+        if use_kernel:
+            from m3_paged.kernels import paged_decode
+
+            paged_decode(q[:count], k_cache, v_cache, tables, lens, scale, out[:count])
+        else:
+            longest = max(metadata.context_lens[:count])
+            out[:count] = gathered_decode(q[:count], k_cache, v_cache, tables, lens, longest, scale)
+    begin = count
+    for row in range(count, len(metadata.query_lens)):
+        end = begin + metadata.query_lens[row]
+        length = metadata.context_lens[row]
+        table = metadata.block_tables[row]
+        keys, values = (gather_blocks(x, table, length) for x in (k_cache, v_cache))
+        out[begin:end] = naive_attention(q[begin:end], keys, values, scale)
+        begin = end
 
 
 def gather_blocks(cache: Tensor, block_table: Tensor, length: int) -> Tensor:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from common.errors import OutOfMemoryError
+from common.model.interfaces import Attend
 from common.model.transformer import Transformer
-from m0_init.device_memory import device_memory
-from m1_basic.attention import UncachedAttend
+from m0_init.device_memory import DeviceMemory, device_memory
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,9 @@ class PoolSize:
     reason: str
 
 
-def measure_pool(model: Transformer, utilization: float, longest_step: int) -> PoolSize:
+def measure_pool(
+    model: Transformer, utilization: float, longest_step: int, attend: Attend
+) -> PoolSize:
     """Measure what is left for KV on the model's device.
 
     On a GPU a step of ``longest_step`` tokens is run and its peak read off the allocator, as vLLM
@@ -39,23 +41,37 @@ def measure_pool(model: Transformer, utilization: float, longest_step: int) -> P
         model: Loaded on its device.
         utilization: Share of the device's memory to use, in (0, 1].
         longest_step: Tokens of the longest prompt that one step computes.
+        attend: Attention of that step.
 
     Raises:
         OutOfMemoryError: The step itself does not fit, or leaves nothing.
     """
+    gpu = model.device.type != "cpu"
+    if gpu:  # gpu-only: m3_paged/tests/test_gpu.py::test_pool_fills_what_the_profile_leaves
+        peak = _profile(model, longest_step, attend)
+        reserved = torch.cuda.memory_reserved(model.device)
+        memory = device_memory(str(model.device))
+        return left_for_kv(memory, reserved, peak, utilization, longest_step)
     memory = device_memory(str(model.device))
-    if model.device.type == "cpu":
-        size = int(memory.free_bytes * utilization)
-        return PoolSize(size, f"{utilization:.0%} of {_gib(memory.free_bytes)} available")
-    peak = _profile(
-        model, longest_step
-    )  # gpu-only: m3_paged/tests/test_gpu.py::test_pool_fills_what_the_profile_leaves
-    reserved = torch.cuda.memory_reserved(
-        model.device
-    )  # gpu-only: m3_paged/tests/test_gpu.py::test_pool_fills_what_the_profile_leaves
-    memory = device_memory(
-        str(model.device)
-    )  # gpu-only: m3_paged/tests/test_gpu.py::test_pool_fills_what_the_profile_leaves
+    size = int(memory.free_bytes * utilization)
+    return PoolSize(size, f"{utilization:.0%} of {_gib(memory.free_bytes)} available")
+
+
+def left_for_kv(
+    memory: DeviceMemory, reserved: int, peak: int, utilization: float, longest_step: int
+) -> PoolSize:
+    """What a GPU has left for KV: ``total · utilization − others − peak``.
+
+    Args:
+        memory: The GPU's, read while this process holds ``reserved`` bytes.
+        reserved: Bytes that this process's allocator holds; what else is in use belongs to others.
+        peak: Most bytes that the profiled step used, weights included.
+        utilization: Share of the device's memory to use, in (0, 1].
+        longest_step: Tokens of the profiled step, for the reason.
+
+    Raises:
+        OutOfMemoryError: Nothing is left.
+    """
     others = memory.total_bytes - memory.free_bytes - reserved
     size = int(memory.total_bytes * utilization) - others - peak
     reason = (
@@ -68,9 +84,9 @@ def measure_pool(model: Transformer, utilization: float, longest_step: int) -> P
 
 
 @torch.inference_mode()
-def _profile(
-    model: Transformer, num_tokens: int
-) -> int:  # gpu-only: m3_paged/tests/test_gpu.py::test_pool_fills_what_the_profile_leaves
+def _profile(  # gpu-only: m3_paged/tests/test_gpu.py::test_pool_fills_what_the_profile_leaves
+    model: Transformer, num_tokens: int, attend: Attend
+) -> int:
     """Peak bytes of a step of one prompt of ``num_tokens``, weights included.
 
     Raises:
@@ -80,7 +96,7 @@ def _profile(
     torch.cuda.reset_peak_memory_stats(device)
     try:
         ids = torch.zeros(num_tokens, dtype=torch.int64, device=device)
-        hidden = model(ids, torch.arange(num_tokens, device=device), UncachedAttend())
+        hidden = model(ids, torch.arange(num_tokens, device=device), attend)
         model.logits(hidden[-1:])
     except torch.OutOfMemoryError as error:
         raise OutOfMemoryError(

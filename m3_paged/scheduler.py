@@ -13,7 +13,8 @@ The policy is M2's (prefill first, everybody else decodes), the memory is not:
 
 from __future__ import annotations
 
-from common.request import Sequence, SequenceStatus
+from common.errors import InvalidRequestError
+from common.request import Request, Sequence, SequenceStatus
 from common.step_record import BlockEvent
 from m2_batching.plan import BlockCopy, ScheduledSequence, SchedulerOutput, StepResult
 from m2_batching.request_queue import RequestQueue
@@ -290,6 +291,17 @@ class Scheduler:
         sequence.status = SequenceStatus.PREEMPTED
         self.waiting.push_front(sequence)
         self.num_preemptions += 1
+
+
+def check_seats(request: Request, seats: int) -> None:
+    """All parallel samples of a request must be able to run at the same time.
+
+    Raises:
+        InvalidRequestError: There are more than ``seats``.
+    """
+    count = request.sampling_params.n
+    if count > seats:
+        raise InvalidRequestError(f"n is {count}, more than max_num_seqs ({seats})")
 
 
 def _importance(sequence: Sequence) -> tuple[int, int]:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-import m3_paged.engine as engine_module
 import m3_paged.paged_attention
 from common.errors import ConfigError, InvalidRequestError, OutOfMemoryError
 from common.request import SamplingParams
@@ -16,7 +15,7 @@ from common.testing.conformance import build, ids_of
 from common.testing.fixtures import TinyModel
 from m0_init.device_memory import DeviceMemory
 from m2_batching.tests.helpers import run_all
-from m3_paged import pool_size
+from m3_paged import pool_size, reserve
 from m3_paged.engine import kernel_supports
 
 BLOCK_BYTES = 3 * 2 * 2 * 32 * 4  # per token: layers, K and V, KV heads, head_dim, float32
@@ -193,7 +192,7 @@ class TestPool:
         def refuse(*args: Any) -> None:
             raise error("no room")
 
-        monkeypatch.setattr(engine_module, "PagedKVCache", refuse)
+        monkeypatch.setattr(reserve, "PagedKVCache", refuse)
         with pytest.raises(OutOfMemoryError, match="cpu refuses 64 blocks of 4 tokens"):
             make(tiny)
 

@@ -16,7 +16,7 @@ from common.request import SamplingParams
 from common.testing.conformance import GREEDY, build, ids_of
 from common.testing.fixtures import FAMILIES, NEW_TOKENS, TinyModel
 from m1_basic.attention import UncachedAttend
-from m3_paged import paged_attention, pool_size
+from m3_paged import paged_attention, reserve
 from m3_paged.paged_attention import gathered_decode
 from m3_paged.tests.kernel_cases import decode_case
 
@@ -163,7 +163,7 @@ def test_a_step_that_does_not_fit(tiny: TinyModel, monkeypatch: pytest.MonkeyPat
         def __call__(self, *args: Any) -> torch.Tensor:
             return torch.empty(2**50, dtype=torch.uint8, device="cuda")
 
-    monkeypatch.setattr(pool_size, "UncachedAttend", Hungry)
+    monkeypatch.setattr(reserve, "UncachedAttend", Hungry)
     with pytest.raises(OutOfMemoryError, match="a step of 512 tokens does not fit cuda"):
         make(tiny)
 
