@@ -7,7 +7,6 @@ contents: which scheduler, which memory, which runner. The surface and the loop 
 from __future__ import annotations
 
 import inspect
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
@@ -28,7 +27,9 @@ from common.stopping import check_stop
 from common.trace import Trace, TraceInfo
 from m0_init.loader import LoadedModel, load
 from m1_basic.sampler import Sampler
+from m2_batching.plan import SchedulerOutput
 from m2_batching.step_interfaces import StepRunner, StepScheduler
+from m2_batching.step_loop import StepLoop
 from m2_batching.step_trace import StepTracer
 
 
@@ -41,10 +42,12 @@ class StepEngine(ABC):
         eos_token_ids: The model's end-of-sequence ids.
         scheduler: Decides each step.
         runner: Computes each step.
+        loop: The order in which these are called.
         sampler: Draws the tokens.
     """
 
     stage: ClassVar[str]
+    shares_prefixes: ClassVar[bool] = False
 
     scheduler: StepScheduler
     runner: StepRunner
@@ -83,10 +86,11 @@ class StepEngine(ABC):
         text = self.tokenizer.token_text if self.tokenizer else None
         self.sampler = Sampler(self.config.seed, self.eos_token_ids, text)
         self._states: dict[str, RequestState] = {}
-        self._stats = StatsRecorder()
+        self.recorder = StatsRecorder()
         self._next_seq_id = 0
+        self.loop = StepLoop(self)
         info = self.build(loaded)
-        self._tracer = StepTracer(info) if self.config.trace else None
+        self.tracer = StepTracer(info) if self.config.trace else None
 
     def load(self) -> LoadedModel:
         """Read the checkpoint; a stage with numeric ops or linear layers of its own hands them in.
@@ -98,7 +102,7 @@ class StepEngine(ABC):
 
     @abstractmethod
     def build(self, loaded: LoadedModel) -> TraceInfo:
-        """Choose this stage's parts: set :attr:`scheduler` and :attr:`runner`.
+        """Choose this stage's parts: set :attr:`scheduler` and :attr:`runner`, perhaps the loop.
 
         Returns:
             What a trace of this engine says of itself.
@@ -111,7 +115,7 @@ class StepEngine(ABC):
     @property
     def trace(self) -> Trace | None:
         """The steps so far; None unless the engine was built with ``trace=True``."""
-        return self._tracer.trace if self._tracer is not None else None
+        return self.tracer.trace if self.tracer is not None else None
 
     def add_request(
         self,
@@ -119,6 +123,7 @@ class StepEngine(ABC):
         sampling_params: SamplingParams | None = None,
         *,
         priority: int = 0,
+        cache_salt: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """Queue one request.
@@ -127,22 +132,28 @@ class StepEngine(ABC):
             prompt: Text, token ids or chat messages.
             sampling_params: The defaults where None.
             priority: Smaller is served first, with ``policy="priority"``.
+            cache_salt: From M6 on, shares cached prefixes only with requests of the same salt.
             chat_template_kwargs: Passed to the chat template.
 
         Returns:
             The request's id.
 
         Raises:
-            InvalidRequestError: The prompt or a parameter cannot be served, or the policy knows no
-                priorities.
+            InvalidRequestError: The prompt or a parameter cannot be served, the policy knows no
+                priorities, or the stage has no prefixes to keep apart.
         """
         policy = self.config.scheduler.policy
         if priority and policy != "priority":
             raise InvalidRequestError(f"priority is {priority}, and the policy is {policy}")
+        if cache_salt is not None and not self.shares_prefixes:
+            raise InvalidRequestError(
+                f"cache_salt is {cache_salt!r}, and {self.stage} shares no prefixes"
+            )
         request = self.inputs.make_request(
             prompt,
             sampling_params or SamplingParams(),
             priority=priority,
+            cache_salt=cache_salt,
             chat_template_kwargs=chat_template_kwargs,
         )
         self.check_request(request)
@@ -151,9 +162,9 @@ class StepEngine(ABC):
             sequences.append(Sequence(self._next_seq_id, request, index))
             self._next_seq_id += 1
         self._states[request.request_id] = RequestState(request, sequences, self.tokenizer)
-        if self._tracer is not None:
+        if self.tracer is not None:
             for sequence in sequences:
-                self._tracer.on_add(sequence)
+                self.tracer.on_add(sequence)
         self.scheduler.add(sequences)
         return request.request_id
 
@@ -163,6 +174,10 @@ class StepEngine(ABC):
         Raises:
             InvalidRequestError: In stages with such limits.
         """
+
+    def cached_tokens(self, sequence: Sequence) -> int:
+        """Prompt tokens that a sequence did not have to compute: none before M6."""
+        return 0
 
     def has_unfinished_requests(self) -> bool:
         """Whether a step would do anything."""
@@ -181,28 +196,21 @@ class StepEngine(ABC):
 
     def _step(self) -> list[RequestState]:
         """One step without snapshots: copying every request's ids each step would be quadratic."""
-        begin = time.perf_counter()
-        if self._tracer is not None:
-            self._tracer.before(self.scheduler)
-        plan = self.scheduler.schedule()
-        if not plan.scheduled:
-            if self._tracer is not None:
-                self._tracer.idle(self.scheduler)
-            return []
         try:
-            result = self.runner.launch(plan).result()
+            touched = self.loop.step()
         except torch.OutOfMemoryError as error:
             self.on_out_of_memory(error)
-            if self._tracer is not None:
-                self._tracer.failed(self.scheduler)
+            if self.tracer is not None:
+                self.tracer.failed(self.scheduler)
             return []
-        now = time.perf_counter()
-        touched = self.scheduler.update(plan, result, now)
-        self._stats.on_step(now - begin, prefill=bool(plan.new), num_tokens=plan.num_tokens)
-        if self._tracer is not None:
-            elapsed = (now - begin) * 1e3
-            self._tracer.after(self.scheduler, plan, result, touched, elapsed)
         return self._collect(touched)
+
+    def on_planned(self, plan: SchedulerOutput) -> None:
+        """Note what sequences that begin did not have to compute."""
+        for item in plan.new:
+            if item.sequence.index == 0:
+                state = self._states[item.sequence.request.request_id]
+                state.num_cached_tokens = self.cached_tokens(item.sequence)
 
     def on_out_of_memory(self, error: Exception) -> None:
         """A step did not fit the device. Without a way to shrink, that ends the run.
@@ -221,12 +229,12 @@ class StepEngine(ABC):
             if not sequence.is_finished:
                 self.scheduler.abort(sequence)
                 state.close(sequence)
-                if self._tracer is not None:
-                    self._tracer.on_abort(sequence)
+                if self.tracer is not None:
+                    self.tracer.on_abort(sequence)
             self.sampler.release(sequence)
-        self._stats.on_finished(state)
-        if self._tracer is not None and not self.has_unfinished_requests():
-            self._tracer.idle(self.scheduler)
+        self.recorder.on_finished(state)
+        if not self.has_unfinished_requests():
+            self.loop.drain()
 
     def generate(
         self,
@@ -291,7 +299,7 @@ class StepEngine(ABC):
 
     def stats(self) -> EngineStats:
         """Counts and times since the engine was built."""
-        return self._stats.snapshot(
+        return self.recorder.snapshot(
             weight_bytes=self.model.weight_bytes(),
             kv_bytes=self.kv_bytes(),
             peak_memory_bytes=peak_memory_bytes(str(self.device)),
@@ -310,7 +318,7 @@ class StepEngine(ABC):
             states.append(state)
             if state.finished:
                 del self._states[request_id]
-                self._stats.on_finished(state)
+                self.recorder.on_finished(state)
         for sequence in touched:
             if sequence.is_finished:
                 self.sampler.release(sequence)
@@ -328,7 +336,7 @@ class StepEngine(ABC):
                         done[request_id] = state.output()
                         bar.update()
                 if not bar.disable:
-                    bar.set_postfix_str(self._stats.pace())
+                    bar.set_postfix_str(self.recorder.pace())
         return done
 
     def _stream(self, state: RequestState) -> Iterator[RequestOutput]:

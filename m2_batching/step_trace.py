@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from common.request import Sequence
@@ -29,6 +31,15 @@ class TracedScheduler(Protocol):
         ...
 
 
+@dataclass
+class _Before:
+    """The queues before a step was planned, and what happened to the memory since."""
+
+    waiting: tuple[int, ...] = ()
+    running: tuple[int, ...] = ()
+    events: list[BlockEvent] = field(default_factory=list)
+
+
 class StepTracer:
     """Collects what a step was before it ran, and records it when its ids are known.
 
@@ -40,8 +51,8 @@ class StepTracer:
         """Start an empty trace."""
         self.trace = Trace(info)
         self._aborted: list[Finish] = []
-        self._waiting: tuple[int, ...] = ()
-        self._running: tuple[int, ...] = ()
+        self._before = _Before()
+        self._launched: deque[_Before] = deque()
 
     def on_add(self, sequence: Sequence) -> None:
         """A sequence has arrived."""
@@ -53,8 +64,17 @@ class StepTracer:
 
     def before(self, scheduler: TracedScheduler) -> None:
         """Note the queues, before ``schedule()``."""
-        self._waiting = tuple(s.seq_id for s in scheduler.waiting)
-        self._running = tuple(s.seq_id for s in scheduler.running)
+        waiting = tuple(s.seq_id for s in scheduler.waiting)
+        self._before = _Before(waiting, tuple(s.seq_id for s in scheduler.running))
+
+    def launched(self, scheduler: TracedScheduler) -> None:
+        """Keep the notes of a step that is in flight while the next one is planned.
+
+        What happens to the memory from here on happens after this step was planned. A loop that
+        waits for each step need not call this.
+        """
+        self._before.events += scheduler.drain_events()
+        self._launched.append(self._before)
 
     def after(
         self,
@@ -64,18 +84,25 @@ class StepTracer:
         touched: Iterable[Sequence],
         elapsed_ms: float,
     ) -> None:
-        """Record a step that ran. Counters of the slices are those before it."""
+        """Record the oldest step in flight. Counters of the slices are those before it.
+
+        What its results freed is recorded with the step that was planned last: then the blocks
+        were taken before these were given back.
+        """
+        before = self._launched.popleft() if self._launched else self._before
+        last = self._launched[-1] if self._launched else before
+        last.events += scheduler.drain_events()
         done = [_finish(sequence) for sequence in touched if sequence.is_finished]
         self.trace.record(
-            waiting=self._waiting,
-            running=self._running,
+            waiting=before.waiting,
+            running=before.running,
             admitted=tuple(
                 Admission(item.seq_id, item.start, item.forked_from) for item in plan.new
             ),
             preempted=plan.preempted,
             slices=tuple(_slice(item, result) for item in plan.scheduled),
             finished=(*self._take_aborted(), *done),
-            block_events=scheduler.drain_events(),
+            block_events=tuple(before.events),
             num_padding_tokens=result.num_padding_tokens,
             elapsed_ms=elapsed_ms,
         )
@@ -83,9 +110,9 @@ class StepTracer:
     def failed(self, scheduler: TracedScheduler) -> None:
         """Record a step that ran out of memory: whoever ran before it was preempted."""
         self.trace.record(
-            waiting=self._waiting,
-            running=self._running,
-            preempted=self._running,
+            waiting=self._before.waiting,
+            running=self._before.running,
+            preempted=self._before.running,
             finished=self._take_aborted(),
             block_events=scheduler.drain_events(),
         )
