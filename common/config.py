@@ -29,6 +29,7 @@ STAGES = (
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Policy = Literal["fcfs", "priority"]
+Index = Literal["hash", "tree"]
 
 
 def option(
@@ -62,6 +63,12 @@ class CacheConfig:
         None, "KV blocks in the pool (default: what the free memory holds)", "m3_paged"
     )
     enable_prefix_caching: bool = option(True, "reuse KV blocks of equal prefixes", "m6_prefix")
+    prefix_index: Index = option(
+        "hash", "how cached blocks are found: a flat map of hashes, or a tree", "m6_prefix"
+    )
+    max_cached_blocks: int | None = option(
+        None, "cached blocks that nobody uses, at most (default: no limit)", "m6_prefix"
+    )
 
     def __post_init__(self) -> None:
         """Check every field once."""
@@ -76,6 +83,9 @@ class CacheConfig:
         if self.num_blocks is not None:
             _at_least("num_blocks", self.num_blocks, 1)
         _switch("enable_prefix_caching", self.enable_prefix_caching)
+        _one_of("prefix_index", self.prefix_index, get_args(Index))
+        if self.max_cached_blocks is not None:
+            _at_least("max_cached_blocks", self.max_cached_blocks, 0)
 
 
 @dataclass(frozen=True)

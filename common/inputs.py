@@ -37,6 +37,7 @@ class InputProcessor:
         params: SamplingParams,
         *,
         priority: int = 0,
+        cache_salt: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> Request:
         """Turn one prompt into a request with a fresh id.
@@ -45,6 +46,7 @@ class InputProcessor:
             prompt: Text, token ids or chat messages.
             params: Sampling parameters.
             priority: Smaller is served first under the priority policy.
+            cache_salt: Shares cached prefixes only with requests of the same salt.
             chat_template_kwargs: Passed to the chat template, such as ``enable_thinking``.
 
         Raises:
@@ -54,9 +56,8 @@ class InputProcessor:
         text = prompt if isinstance(prompt, str) else None
         ids = self._token_ids(prompt, chat_template_kwargs or {})
         self._check(ids, params)
-        request = Request(
-            str(self._next_id), tuple(ids), params, text, time.perf_counter(), priority
-        )
+        now, name = time.perf_counter(), str(self._next_id)
+        request = Request(name, tuple(ids), params, text, now, priority, cache_salt)
         self._next_id += 1
         return request
 

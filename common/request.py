@@ -167,6 +167,8 @@ class Request:
         prompt: The text the ids came from, where there was one.
         arrival_time: ``time.perf_counter()`` seconds when the engine took it.
         priority: Smaller is served first under the priority policy.
+        cache_salt: Requests share cached prefixes only with requests of the same salt; None is a
+            salt of its own.
     """
 
     request_id: str
@@ -175,15 +177,19 @@ class Request:
     prompt: str | None = None
     arrival_time: float = 0.0
     priority: int = 0
+    cache_salt: str | None = None
 
     def __post_init__(self) -> None:
-        """An empty prompt has no last token to continue from.
+        """An empty prompt has no last token to continue from, an empty salt separates nobody.
 
         Raises:
-            InvalidRequestError: The prompt has no token.
+            InvalidRequestError: The prompt has no token, or the salt is no text.
         """
         if not self.prompt_token_ids:
             raise InvalidRequestError(f"the prompt of request {self.request_id!r} has no token")
+        salt = self.cache_salt
+        if salt is not None and (not isinstance(salt, str) or not salt):
+            raise InvalidRequestError(f"cache_salt must be a non-empty string, got {salt!r}")
 
 
 @dataclass(eq=False)

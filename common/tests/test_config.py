@@ -34,6 +34,8 @@ WHERE = {
     "enforce_eager": ("m4_flash", None),
     "long_prefill_token_threshold": ("m5_chunked", None),
     "enable_prefix_caching": ("m6_prefix", None),
+    "prefix_index": ("m6_prefix", None),
+    "max_cached_blocks": ("m6_prefix", None),
 }
 
 
@@ -169,6 +171,8 @@ class TestRanges:
             ({"trace": 1}, "trace must be True or False, got 1"),
             ({"enforce_eager": "no"}, "enforce_eager must be True or False, got 'no'"),
             ({"enable_prefix_caching": None}, "enable_prefix_caching must be True or False"),
+            ({"prefix_index": "radix"}, "prefix_index must be one of hash, tree, got 'radix'"),
+            ({"max_cached_blocks": -1}, "max_cached_blocks must be an integer of at least 0"),
             ({"attention_backend": 3}, "attention_backend must be a name, got 3"),
             ({"policy": "lifo"}, "policy must be one of fcfs, priority, got 'lifo'"),
         ],

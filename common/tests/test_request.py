@@ -182,6 +182,17 @@ class TestSequence:
             make(prompt=())
 
 
+class TestCacheSalt:
+    def test_none_or_any_text(self) -> None:
+        assert Request("r", (1,), SamplingParams()).cache_salt is None
+        assert Request("r", (1,), SamplingParams(), cache_salt="tenant 7").cache_salt == "tenant 7"
+
+    @pytest.mark.parametrize("salt", ["", 7, b"x", False])
+    def test_anything_else_is_refused(self, salt: Any) -> None:
+        with pytest.raises(InvalidRequestError, match="cache_salt must be a non-empty string, got"):
+            Request("r", (1,), SamplingParams(), cache_salt=salt)
+
+
 class TestSequenceSeed:
     def test_a_seeded_request_keeps_its_seed_whatever_the_engines_is(self) -> None:
         assert sequence_seed(0, make(seed=5)) == sequence_seed(99, make(seed=5)) == 5
