@@ -122,6 +122,10 @@ class EngineConfig:
     use_cache: bool = option(True, "keep K and V of past tokens", "m1_basic", "m1_basic")
     attention_backend: str = option("auto", "attention implementation", "m4_flash")
     enforce_eager: bool = option(False, "do not capture CUDA graphs", "m4_flash")
+    overlap: bool | None = option(
+        None, "plan a step while the device computes the one before (default: on a GPU)",
+        "m5_chunked",
+    )  # fmt: skip
     seed: int = option(0, "seed of requests that carry none", "m1_basic")
     trace: bool = option(False, "record every step", "m1_basic")
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -140,6 +144,8 @@ class EngineConfig:
             raise ConfigError(f"attention_backend must be a name, got {self.attention_backend!r}")
         for name in ("use_cache", "enforce_eager", "trace"):
             _switch(name, getattr(self, name))
+        if self.overlap is not None:
+            _switch("overlap", self.overlap)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ConfigError(f"seed must be an integer, got {self.seed!r}")
         if not 0 <= self.seed < 2**63:

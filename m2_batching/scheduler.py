@@ -32,7 +32,8 @@ def append_sampled(
 ) -> list[Sequence]:
     """Append each sampled id to its sequence and ask whether it was the last.
 
-    A sequence that is no longer running (aborted meanwhile) drops its id.
+    A sequence that has ended meanwhile drops its id. One that was preempted keeps it: the id was
+    sampled from all that the sequence had.
 
     Returns:
         Every sequence that got a token, in the order of the plan, finished ones included.
@@ -41,7 +42,7 @@ def append_sampled(
     for item in plan.scheduled:
         sequence = item.sequence
         token = result.token_ids.get(item.seq_id)
-        if token is None or sequence.status is not SequenceStatus.RUNNING:
+        if token is None or sequence.is_finished:
             continue
         sequence.append(token, now)
         if item.seq_id in result.logprobs:

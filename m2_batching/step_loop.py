@@ -20,10 +20,25 @@ from m2_batching.step_trace import StepTracer
 class LoopHost(Protocol):
     """What a loop needs of its engine."""
 
-    scheduler: StepScheduler
-    runner: StepRunner
-    tracer: StepTracer | None
-    recorder: StatsRecorder
+    @property
+    def scheduler(self) -> StepScheduler:
+        """Decides each step."""
+        ...
+
+    @property
+    def runner(self) -> StepRunner:
+        """Computes each step."""
+        ...
+
+    @property
+    def tracer(self) -> StepTracer | None:
+        """Records each step, if asked to."""
+        ...
+
+    @property
+    def recorder(self) -> StatsRecorder:
+        """Counts each step."""
+        ...
 
     def on_planned(self, plan: SchedulerOutput) -> None:
         """A step was planned and has not run."""
@@ -46,7 +61,13 @@ class LaunchedStep:
 
 
 class StepLoop:
-    """One step after the other; the host waits for the device, and the device for the host."""
+    """One step after the other; the host waits for the device, and the device for the host.
+
+    Attributes:
+        lookahead: Steps that are planned before an earlier one's ids are known.
+    """
+
+    lookahead = 0
 
     def __init__(self, host: LoopHost) -> None:
         """Bind the engine whose parts are called."""
