@@ -1,0 +1,1 @@
+"""Triton kernels of M4: attention (prefill, decode), KV store, fused normalisation and MLP."""
