@@ -1,0 +1,47 @@
+"""The numeric ops as Triton kernels: one launch where PyTorch needs several.
+
+Importing this module needs Triton; the engine does so only on a GPU. Same meaning as
+:class:`common.model.ops.TorchOps`, which stays the reference and the CPU's implementation.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from common.model.interfaces import KVSink
+from m4_flash.kernels.activation import silu_mul
+from m4_flash.kernels.norm import add_rms_norm, rms_norm
+from m4_flash.kernels.rope import qk_norm_rope
+
+
+class TritonOps:
+    """Fused implementation of :class:`common.model.interfaces.Ops`; no state."""
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See :func:`m4_flash.kernels.norm.rms_norm`."""
+        return rms_norm(x, weight, eps)
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """See :func:`m4_flash.kernels.norm.add_rms_norm`."""
+        return add_rms_norm(x, residual, weight, eps)
+
+    def qk_norm_rope(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        q_weight: Tensor | None,
+        k_weight: Tensor | None,
+        eps: float,
+        cos_sin: Tensor,
+        sink: KVSink | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Norm, rotation and KV store in one launch; see :mod:`m4_flash.kernels.rope`."""
+        return qk_norm_rope(q, k, v, q_weight, k_weight, eps, cos_sin, sink)
+
+    def mlp_gate_up(self, gate_up: nn.Module, x: Tensor) -> Tensor:
+        """The merged projection, then ``silu(gate) · up`` in one launch."""
+        gate, up = gate_up(x)
+        return silu_mul(gate, up)
