@@ -1,0 +1,123 @@
+"""How this stage's parts fit together: operations, backend, blocks, rows, sampling, graphs.
+
+Later stages bring a scheduler or a cache manager of their own and take the rest from here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+
+import torch
+
+from common.config import EngineConfig
+from common.model.interfaces import Ops
+from common.model.ops import TorchOps
+from m0_init.loader import LoadedModel, MakeLinear, load, resolve_device
+from m1_basic.sampler import Sampler
+from m3_paged.reserve import longest_sequence, reserve_cache
+from m4_flash.backends.base import AttentionBackend, AttentionShape, PromptAttend
+from m4_flash.backends.select import select_backend
+from m4_flash.cuda_graph import Buckets, Capture, CudaCapture, NullCapture
+from m4_flash.draw import DeviceDraw, Draw, HostDraw
+from m4_flash.input_batch import InputBatch
+from m4_flash.runner import FlashRunner
+from m4_flash.sampler import DeviceSampler
+
+logger = logging.getLogger(__name__)
+
+
+def load_fused(config: EngineConfig, linear: MakeLinear | None = None) -> LoadedModel:
+    """Read the checkpoint into a decoder with fused operations, where they can run.
+
+    Args:
+        config: The engine's options.
+        linear: Makes the linear factory; dense by default.
+
+    Raises:
+        FoloError: As :func:`m0_init.loader.load`.
+    """
+    ops = make_ops(resolve_device(config.device))
+    return load(config.model, dtype=config.dtype, device=config.device, ops=ops, linear=linear)
+
+
+def make_ops(device: torch.device) -> Ops:
+    """Triton's on a GPU, plain PyTorch elsewhere."""
+    gpu = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    if gpu:  # gpu-only: m4_flash/tests/test_gpu.py::test_picks_triton
+        from m4_flash.ops import TritonOps
+
+        return TritonOps()
+    return TorchOps()
+
+
+def assemble(
+    config: EngineConfig, loaded: LoadedModel, sampler: Sampler, max_model_len: int
+) -> FlashRunner:
+    """A runner over blocks of the backend's size, its steps recorded where that can be.
+
+    Args:
+        config: The engine's options.
+        loaded: The model on its device.
+        sampler: The reference sampler.
+        max_model_len: Longest sequence asked for; ``runner.batch.max_model_len`` is what fits.
+
+    Raises:
+        ConfigError: The backend cannot serve this model, or the length does not fit.
+        OutOfMemoryError: Not one block fits.
+    """
+    backend, shape = choose_backend(config, loaded)
+    size = config.cache.block_size
+    block_size = backend.default_block_size if size == "auto" else size
+    cache = reserve_cache(config, loaded, max_model_len, block_size, PromptAttend(backend))
+    batch = InputBatch(
+        config.scheduler.max_num_seqs,
+        longest_sequence(max_model_len, cache),
+        block_size,
+        loaded.device,
+        config.seed,
+    )
+    runner = FlashRunner(
+        loaded.model, backend(cache, shape), batch, sampler, make_draw(sampler, batch)
+    )
+    if backend.capturable and not config.enforce_eager:
+        runner.record_graphs(Buckets(batch.num_rows), make_capture(loaded.device))
+    return runner
+
+
+def choose_backend(
+    config: EngineConfig, loaded: LoadedModel
+) -> tuple[type[AttentionBackend], AttentionShape]:
+    """The backend for a model on its device, and what it was asked to serve.
+
+    Raises:
+        ConfigError: The one that was asked for cannot.
+    """
+    size = config.cache.block_size
+    shape = AttentionShape(
+        device=loaded.device,
+        dtype=loaded.dtype,
+        num_heads=loaded.config.num_heads,
+        num_kv_heads=loaded.config.num_kv_heads,
+        head_dim=loaded.config.head_dim,
+        block_size=None if size == "auto" else size,
+    )
+    return select_backend(config.attention_backend, shape), shape
+
+
+def make_draw(sampler: Sampler, batch: InputBatch) -> Draw:
+    """Sampling on the device where it is a GPU, the reference sampler elsewhere."""
+    gpu = batch.device.type == "cuda"
+    if gpu:  # gpu-only: m4_flash/tests/test_gpu.py::test_greedy_ids_equal_those_of_the_cpu
+        return DeviceDraw(
+            DeviceSampler(batch.sampling, sampler.eos_token_ids, sampler.token_text), batch
+        )
+    return HostDraw(sampler, batch)
+
+
+def make_capture(device: torch.device) -> Capture:
+    """CUDA graphs on a GPU, repetition elsewhere (Triton's interpreter, in tests)."""
+    gpu = device.type == "cuda"
+    if gpu:  # gpu-only: m4_flash/tests/test_gpu.py::test_graphs_equal_eager
+        return CudaCapture(device)
+    return NullCapture()
