@@ -203,7 +203,16 @@ class StepEngine(ABC):
             if self.tracer is not None:
                 self.tracer.failed(self.scheduler)
             return []
+        except BaseException:  # an interrupt too: the step was planned, and did not run
+            self.on_failed_step()
+            raise
         return self._collect(touched)
+
+    def on_failed_step(self) -> None:
+        """End the requests that were running: their counters speak of K and V that do not exist."""
+        self.loop.forget()
+        for request_id in dict.fromkeys(s.request.request_id for s in self.scheduler.running):
+            self.abort(request_id)
 
     def on_planned(self, plan: SchedulerOutput) -> None:
         """Note what sequences that begin did not have to compute."""
@@ -218,6 +227,7 @@ class StepEngine(ABC):
         Raises:
             OutOfMemoryError: Always, unless a stage overrides it.
         """
+        self.on_failed_step()
         raise OutOfMemoryError(f"a step does not fit {self.device}: {error}") from error
 
     def abort(self, request_id: str) -> None:

@@ -6,6 +6,7 @@ adds is only when each of these happens; M5 has another order.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass
 from typing import Protocol
@@ -73,6 +74,7 @@ class StepLoop:
         """Bind the engine whose parts are called."""
         self.host = host
         self._last_read = 0.0
+        self._unsent: tuple[int, ...] = ()
 
     def step(self) -> list[Sequence]:
         """One step; returns the sequences that got a token."""
@@ -87,14 +89,21 @@ class StepLoop:
         if self.host.tracer is not None:
             self.host.tracer.idle(self.host.scheduler)
 
+    def forget(self) -> None:
+        """A step failed: whatever is in flight is void; here nothing ever is between two steps."""
+
     def launch(self) -> LaunchedStep | None:
         """Plan a step and start it; None where there is nothing to compute."""
         host, begin = self.host, time.perf_counter()
         if host.tracer is not None:
             host.tracer.before(host.scheduler)
         plan = host.scheduler.schedule()
+        if self._unsent:
+            plan = dataclasses.replace(plan, finished=(*self._unsent, *plan.finished))
         if not plan.scheduled:
+            self._unsent = plan.finished  # the runner learns of them with the next step
             return None
+        self._unsent = ()
         host.on_planned(plan)
         return LaunchedStep(plan, host.runner.launch(plan), begin)
 
@@ -105,7 +114,8 @@ class StepLoop:
         now = time.perf_counter()
         touched = host.scheduler.update(plan, result, now)
         seconds, self._last_read = now - max(launched.begin, self._last_read), now
-        host.recorder.on_step(seconds, prefill=bool(plan.new), num_tokens=plan.num_tokens)
+        is_prefill = bool(plan.new) or plan.num_tokens > len(plan.advanced)
+        host.recorder.on_step(seconds, prefill=is_prefill, num_tokens=plan.num_tokens)
         if host.tracer is not None:
             host.tracer.after(host.scheduler, plan, result, touched, seconds * 1e3)
         return touched

@@ -102,6 +102,45 @@ def test_enforce_eager_records_nothing(tiny: TinyModel) -> None:
     assert list(output.outputs[0].token_ids) == tiny.oracle.greedy(tiny.prompts[1], 2)
 
 
+def test_rows_come_back_whatever_ends_a_request(tiny: TinyModel) -> None:
+    """A step that computes nothing must not swallow the news of who has ended."""
+    engine = make(tiny, max_num_seqs=2)
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+    for _ in range(5):  # more requests than rows
+        names = [engine.add_request(prompt, params) for prompt in tiny.prompts[:2]]
+        engine.step()
+        for name in names:
+            engine.abort(name)
+        assert engine.step() == []
+    assert ids_of(engine.generate(tiny.prompts, GREEDY)) == reference(tiny)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
+def test_a_step_that_fails_ends_those_that_ran(
+    tiny: TinyModel, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """Their counters speak of K and V that were never computed; those who wait go on."""
+    engine = make(tiny, max_num_seqs=1, trace=True)
+    params = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
+    engine.add_request(tiny.prompts[1], params)
+    waiting = engine.add_request(tiny.prompts[2], params)
+    engine.step()
+
+    def fail(*args: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(engine.runner.backend, "forward", fail)
+    with pytest.raises((KeyboardInterrupt, OutOfMemoryError)):
+        engine.step()
+    monkeypatch.undo()
+    done = {}
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            done[output.request_id] = output.outputs[0].token_ids
+    assert done == {waiting: tuple(tiny.oracle.greedy(tiny.prompts[2], 4))}
+    assert engine.scheduler.manager.pool.num_free == 64
+
+
 class TestSizes:
     def test_the_backend_chooses_the_block_size_unless_it_is_given(self, tiny: TinyModel) -> None:
         assert make(tiny).runner.cache.block_size == 16
