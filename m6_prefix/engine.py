@@ -5,19 +5,14 @@ from __future__ import annotations
 from common.request import Request, Sequence
 from common.trace import TraceInfo
 from m0_init.loader import LoadedModel
-from m2_batching.request_queue import make_queue
 from m2_batching.step_engine import StepEngine
 from m3_paged.scheduler import check_seats
 from m4_flash.assembly import assemble, load_fused
 from m4_flash.runner import FlashRunner
 from m5_chunked.overlap import choose_loop
 from m5_chunked.scheduler import Scheduler
-from m6_prefix.hash_index import HashIndex
+from m6_prefix.assembly import make_manager, make_scheduler
 from m6_prefix.kv_cache_manager import KVCacheManager
-from m6_prefix.prefix_index import PrefixIndex
-from m6_prefix.tree_index import TreeIndex
-
-INDEXES: dict[str, type[PrefixIndex]] = {"hash": HashIndex, "tree": TreeIndex}
 
 
 class LLMEngine(StepEngine):
@@ -35,26 +30,13 @@ class LLMEngine(StepEngine):
         return load_fused(self.config)
 
     def build(self, loaded: LoadedModel) -> TraceInfo:
-        """M4's runner, M5's scheduler, and this stage's tables under it."""
+        """M4's runner, this stage's tables, M5's scheduler over them, M5's loop."""
         self.runner = assemble(self.config, loaded, self.sampler, self.max_model_len)
         self.max_model_len = self.inputs.max_model_len = self.runner.batch.max_model_len
-        limits, memory, cache = self.config.scheduler, self.config.cache, self.runner.cache
-        self.manager = KVCacheManager(
-            cache.num_blocks,
-            cache.block_size,
-            enable_prefix_caching=memory.enable_prefix_caching,
-            index=INDEXES[memory.prefix_index](),
-            max_cached_blocks=memory.max_cached_blocks,
-        )
-        self.scheduler = Scheduler(
-            make_queue(limits.policy),
-            self.manager,
-            max_num_seqs=limits.max_num_seqs,
-            max_num_batched_tokens=limits.max_num_batched_tokens,
-            long_prefill_token_threshold=limits.long_prefill_token_threshold,
-            on_token=self.on_token,
-            max_model_len=self.max_model_len,
-            prefix_cache=self.manager,
+        cache = self.runner.cache
+        self.manager = make_manager(self.config, cache)
+        self.scheduler = make_scheduler(
+            self.config, self.manager, self.max_model_len, self.on_token
         )
         self.loop = choose_loop(self, self.config.overlap, str(self.device))
         return TraceInfo(
