@@ -24,14 +24,13 @@ LOG2_E = 1.4426950408889634
 def accumulate(scores, scale, v, m, total, acc):
     """Take one tile of scores and its values into the running softmax.
 
-    Args:
-        scores: ``[rows, keys]`` float32, −inf where a key is hidden. Each row sees a key of its
-            first tile, so that m is never −inf twice.
-        scale: ``scale · log2(e)``, above 0.
-        v: ``[keys, head_dim]``, finite even where hidden: weight 0 times NaN is NaN.
-        m: ``[rows]`` float32, running maximum in units of log2.
-        total: ``[rows]`` float32, running sum.
-        acc: ``[rows, head_dim]`` float32, running weighted values.
+    * ``scores``: ``[rows, keys]`` float32, −inf where a key is hidden. Each row sees a key of its
+      first tile, so that m is never −inf twice.
+    * ``scale``: ``scale · log2(e)``, above 0.
+    * ``v``: ``[keys, head_dim]``, finite even where hidden: weight 0 times NaN is NaN.
+    * ``m``: ``[rows]`` float32, running maximum in units of log2.
+    * ``total``: ``[rows]`` float32, running sum.
+    * ``acc``: ``[rows, head_dim]`` float32, running weighted values.
     """
     new_m = tl.maximum(m, tl.max(scores, axis=1) * scale)
     rescale = tl.exp2(m - new_m)
@@ -60,12 +59,11 @@ def load_blocks(
     One number where a tile lies in one block, else one per key. Loops load them a tile ahead, so
     that the loads of K and V do not wait for them.
 
-    Args:
-        table_ptr: The sequence's row of the block tables.
-        first: First key of the tile, a multiple of ``BLOCK_N``.
-        last: Last known key.
-        BLOCK_SIZE: Tokens per block, a power of two.
-        BLOCK_N: Keys per tile, a power of two.
+    * ``table_ptr``: The sequence's row of the block tables.
+    * ``first``: First key of the tile, a multiple of ``BLOCK_N``.
+    * ``last``: Last known key.
+    * ``BLOCK_SIZE``: Tokens per block, a power of two.
+    * ``BLOCK_N``: Keys per tile, a power of two.
     """
     if BLOCK_SIZE % BLOCK_N == 0:
         keys = tl.minimum(first, last)
@@ -80,12 +78,11 @@ def page_rows(
 ):  # fmt: skip
     """Offset of each key's row in a paged cache, int64: a pool can exceed 2^31 elements.
 
-    Args:
-        blocks: From :func:`load_blocks`.
-        keys: ``[BLOCK_N]`` int32, keys of the tile, clamped to known ones.
-        BLOCK_STRIDE: Elements between two blocks.
-        PLACE_STRIDE: Elements between two tokens of a block.
-        BLOCK_SIZE: Tokens per block, a power of two.
+    * ``blocks``: From :func:`load_blocks`.
+    * ``keys``: ``[BLOCK_N]`` int32, keys of the tile, clamped to known ones.
+    * ``BLOCK_STRIDE``: Elements between two blocks.
+    * ``PLACE_STRIDE``: Elements between two tokens of a block.
+    * ``BLOCK_SIZE``: Tokens per block, a power of two.
     """
     place = keys & (BLOCK_SIZE - 1)
     return blocks.to(tl.int64) * BLOCK_STRIDE + place * PLACE_STRIDE
