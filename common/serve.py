@@ -40,8 +40,8 @@ class SteppingEngine(Protocol):
         """Queue one request; returns its id."""
         ...
 
-    def step(self) -> Sequence[RequestOutput]:
-        """Run one step; returns the requests that moved, finished ones among them."""
+    def step(self, *, only_finished: bool = False) -> Sequence[RequestOutput]:
+        """Run one step; returns the requests that moved, or of them only the finished ones."""
         ...
 
     def has_unfinished_requests(self) -> bool:
@@ -103,7 +103,8 @@ def _serve_steps(
             item = pending.popleft()
             ids.append(engine.add_request(list(item.prompt_token_ids), item.sampling_params))
         if engine.has_unfinished_requests():
-            done.update({out.request_id: out for out in engine.step() if out.finished})
+            finished = engine.step(only_finished=True)
+            done.update({output.request_id: output for output in finished})
         elif pending:
             _wait(start + pending[0].arrival, clock, sleep)
     missing = [number for number, request_id in enumerate(ids) if request_id not in done]

@@ -183,8 +183,12 @@ class StepEngine(ABC):
         """Whether a step would do anything."""
         return self.scheduler.has_unfinished()
 
-    def step(self) -> list[RequestOutput]:
+    def step(self, *, only_finished: bool = False) -> list[RequestOutput]:
         """Run one step.
+
+        Args:
+            only_finished: Leave the others out: a snapshot copies all ids and times of a request,
+                and nobody may want it before the end.
 
         Returns:
             The state of every request that got a token, finished ones included.
@@ -192,7 +196,7 @@ class StepEngine(ABC):
         Raises:
             OutOfMemoryError: Not even one sequence fits the device.
         """
-        return [state.output() for state in self._step()]
+        return [state.output() for state in self._step() if state.finished or not only_finished]
 
     def _step(self) -> list[RequestState]:
         """One step without snapshots: copying every request's ids each step would be quadratic."""

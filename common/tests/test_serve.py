@@ -73,7 +73,8 @@ class Stepping:
     def has_unfinished_requests(self) -> bool:
         return bool(self.held)
 
-    def step(self) -> list[RequestOutput]:
+    def step(self, *, only_finished: bool = False) -> list[RequestOutput]:
+        assert only_finished, "serving reads nobody's output before the end"
         self.clock.now += 1.0
         self.steps.append(list(self.held))
         done = [

@@ -124,3 +124,15 @@ def test_the_progress_bar_shows_both_paces(
     assert decode == f"{pace}, decode {2 / stats.decode_seconds:.0f} tok/s"
     engine.generate(tiny.prompts[0], greedy(2))
     assert Bar.shown == [(1, "req", True), 1]
+
+
+def test_a_step_can_leave_out_those_who_go_on(tiny: TinyModel) -> None:
+    engine = build("m2_batching", tiny, max_num_seqs=4)
+    params = [SamplingParams(temperature=0, max_tokens=n, ignore_eos=True) for n in (1, 2)]
+    first, second = (
+        engine.add_request(prompt, each)
+        for prompt, each in zip(tiny.prompts[1:], params, strict=False)
+    )
+    assert [output.request_id for output in engine.step(only_finished=True)] == [first]
+    assert [output.request_id for output in engine.step(only_finished=True)] == [second]
+    assert not engine.has_unfinished_requests()
