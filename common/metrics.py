@@ -8,12 +8,14 @@ pools every gap of every request.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from common.errors import ConfigError
-from common.outputs import RequestOutput
+from common.outputs import RequestMetrics, RequestOutput
 
 PeakSource = Literal["spec sheet", "measured"]
 
@@ -153,6 +155,41 @@ def serving_metrics(
         largest_gap=max(itl, default=None),
         mean_concurrency=math.fsum(e2e) / seconds,
     )
+
+
+def largest_gaps(
+    streams: Iterable[RequestMetrics], arrivals: Iterable[RequestMetrics]
+) -> list[float]:
+    """How long each running stream stood still while each arriving request was served.
+
+    For every pair of a stream and an arrival: the longest gap of the stream that reaches into the
+    time from the arrival to that request's first token, as a whole, also where it began before or
+    ended after it::
+
+        arrival              ├──────────────────┤ first token
+        stream    ·  ·  ·  ·  ·                   ·  ·  ·
+                             ╰─────────╯ this one, from token to token
+
+    Args:
+        streams: Requests that were generating.
+        arrivals: Requests that came in between; one without a token counts for nothing.
+
+    Returns:
+        One value per pair in which the stream had such a gap: not where it had not begun, or had
+        ended.
+    """
+    windows = [(item.arrival_time, item.token_times[0]) for item in arrivals if item.token_times]
+    found = []
+    for stream in streams:
+        times = stream.token_times
+        for start, end in windows:
+            # From the last token at or before the start to the first one at or after the end.
+            first = max(bisect_right(times, start) - 1, 0)
+            last = min(bisect_left(times, end), len(times) - 1)
+            gaps = [later - earlier for earlier, later in pairwise(times[first : last + 1])]
+            if gaps:
+                found.append(max(gaps))
+    return found
 
 
 def littles_law(arrival_rate: float, mean_latency: float) -> float:

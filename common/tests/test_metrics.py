@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from common.metrics import (
     Distribution,
     Peak,
     busy_share,
+    largest_gaps,
     littles_law,
     mbu,
     mfu,
@@ -106,6 +108,52 @@ class TestServing:
             serving_metrics([output(0.0, ())])
         with pytest.raises(ConfigError, match="duration must be positive, got 0"):
             serving_metrics(self.outputs, duration=0)
+
+
+def stream(*times: float) -> RequestMetrics:
+    return RequestMetrics(0.0, times, times[-1] if times else None)
+
+
+def arrival(at: float, first: float) -> RequestMetrics:
+    return RequestMetrics(at, (first, first + 50.0), first + 50.0)
+
+
+class TestLargestGaps:
+    @pytest.mark.parametrize(
+        ("times", "gap"),
+        [
+            ((1, 2, 3, 9, 10), 6),  # it stood still from before the arrival until after
+            ((1, 4, 5, 8, 9), 3),  # two gaps inside, the larger one counts
+            ((1, 2, 3, 4, 5, 6, 7, 20), 1),  # after the first token nobody waits any more
+            ((1, 9, 10, 11), 8),  # one gap over everything
+            ((0, 4, 4.5, 8), 3.5),  # neighbours that begin or end exactly there are left out
+            ((1, 2, 5), 3),  # it ended meanwhile
+            ((5, 6, 8), 2),  # it began meanwhile
+        ],
+    )
+    def test_what_reaches_into_the_wait(self, times: tuple[float, ...], gap: float) -> None:
+        """The request arrives at 4 and has its first token at 7."""
+        assert largest_gaps([stream(*times)], [arrival(4.0, 7.0)]) == [gap]
+
+    @pytest.mark.parametrize("times", [(), (5,), (1, 2, 3), (1, 4), (7, 8), (8, 20)])
+    def test_who_was_not_running_counts_for_nothing(self, times: tuple[float, ...]) -> None:
+        assert largest_gaps([stream(*times)], [arrival(4.0, 7.0)]) == []
+
+    def test_every_pair_counts(self) -> None:
+        streams = [stream(1, 2, 6, 7, 12), stream(1, 3, 5, 10, 12)]
+        arrivals = [arrival(2.0, 5.0), arrival(7.0, 9.0), RequestMetrics(8.0)]
+        assert largest_gaps(streams, arrivals) == [4, 5, 2, 5]
+
+    @given(
+        st.lists(st.integers(0, 40), unique=True, max_size=12).map(sorted),
+        st.integers(0, 40),
+        st.integers(1, 20),
+    )
+    def test_equals_a_look_at_every_gap(self, times: list[int], start: int, length: int) -> None:
+        end = start + length
+        gaps = [b - a for a, b in pairwise(times) if a < end and b > start]
+        found = largest_gaps([stream(*map(float, times))], [arrival(start, end)])
+        assert found == ([max(gaps)] if gaps else [])
 
 
 class TestUtilization:
