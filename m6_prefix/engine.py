@@ -44,6 +44,7 @@ class LLMEngine(StepEngine):
             block_size=cache.block_size,
             num_blocks=cache.num_blocks,
             lookahead=self.loop.lookahead,
+            config={"max_num_batched_tokens": self.config.scheduler.max_num_batched_tokens},
         )
 
     def kv_bytes(self) -> int:

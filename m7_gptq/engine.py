@@ -1,0 +1,72 @@
+"""The M7 engine: M6's, with linear layers in the form in which the checkpoint stores them."""
+
+from __future__ import annotations
+
+from common.hub import resolve_model
+from common.request import Request, Sequence
+from common.trace import TraceInfo
+from m0_init.loader import LoadedModel
+from m2_batching.step_engine import StepEngine
+from m3_paged.scheduler import check_seats
+from m4_flash.assembly import assemble, load_fused
+from m4_flash.runner import FlashRunner
+from m5_chunked.overlap import choose_loop
+from m5_chunked.scheduler import Scheduler
+from m6_prefix.assembly import make_manager, make_scheduler
+from m6_prefix.kv_cache_manager import KVCacheManager
+from m7_gptq.linear import gptq_linear
+
+
+class LLMEngine(StepEngine):
+    """4-bit weights: the linear layers come from another factory, and nothing else changes."""
+
+    stage = "m7_gptq"
+    shares_prefixes = True
+
+    scheduler: Scheduler
+    runner: FlashRunner
+    manager: KVCacheManager
+
+    def load(self) -> LoadedModel:
+        """A GPTQ checkpoint as it is stored, or a dense one as in M6."""
+        return load_fused(self.config, linear=gptq_linear(resolve_model(self.config.model)))
+
+    def build(self, loaded: LoadedModel) -> TraceInfo:
+        """M4's runner, M6's tables, M5's scheduler and loop."""
+        self.runner = assemble(self.config, loaded, self.sampler, self.max_model_len)
+        self.max_model_len = self.inputs.max_model_len = self.runner.batch.max_model_len
+        cache = self.runner.cache
+        self.manager = make_manager(self.config, cache)
+        self.scheduler = make_scheduler(
+            self.config, self.manager, self.max_model_len, self.on_token
+        )
+        self.loop = choose_loop(self, self.config.overlap, str(self.device))
+        return TraceInfo(
+            self.stage,
+            block_size=cache.block_size,
+            num_blocks=cache.num_blocks,
+            lookahead=self.loop.lookahead,
+            config={"max_num_batched_tokens": self.config.scheduler.max_num_batched_tokens},
+        )
+
+    def kv_bytes(self) -> int:
+        """Bytes of the whole pool."""
+        return self.runner.cache.nbytes
+
+    def cached_tokens(self, sequence: Sequence) -> int:
+        """Leading tokens of a sequence that it found when it first began."""
+        return self.manager.stats_of(sequence).hit_tokens
+
+    def on_failed_step(self) -> None:
+        """Forget what was published too: blocks of the failed step hold no K and V."""
+        super().on_failed_step()
+        forgotten = self.manager.reset_prefix_cache()
+        assert forgotten, "a block is in use, and nobody runs"
+
+    def check_request(self, request: Request) -> None:
+        """All parallel samples of a request must be able to run at the same time.
+
+        Raises:
+            InvalidRequestError: There are more than seats.
+        """
+        check_seats(request, self.config.scheduler.max_num_seqs)
