@@ -2,8 +2,8 @@
 
 ``scaled_dot_product_attention`` is an IO-aware kernel (on a CPU too: it walks the keys in tiles
 and keeps no score matrix), but it knows no block tables. So contexts are gathered first, which
-moves each key twice more than a kernel that reads blocks in place. Grouped-query attention needs
-no repeated keys: the query heads of one KV head are handed over as query rows of that head.
+moves each key twice more than a kernel that reads blocks in place. Decodes need no repeated keys
+for grouped-query attention: the query heads of one KV head are query rows of that head.
 """
 
 from __future__ import annotations
@@ -76,17 +76,19 @@ class SdpaBackend(AttentionBackend):
 
             keys     0 … past … past + i … context      query i sees the keys up to past + i
         """
-        length, heads, dim = q.shape
         keys, values = (
-            gather_blocks(cache, table, context).transpose(0, 1)
+            gather_blocks(cache, table, context).transpose(0, 1).unsqueeze(0)
             for cache in self.layer_cache(layer)
         )
         places = torch.arange(context, device=q.device)
-        mask = places <= places[context - length :, None]  # [query, context]
-        # Query heads of a KV head become rows: [kv_heads, group · query, dim].
-        grouped = q.transpose(0, 1).reshape(keys.shape[0], -1, dim)
-        group = heads // keys.shape[0]
+        mask = places <= places[context - len(q) :, None]  # [query, context]
+        # With a batch dimension: without one, PyTorch keeps the whole score matrix on a CPU.
         attended = F.scaled_dot_product_attention(
-            grouped, keys, values, attn_mask=mask.repeat(group, 1), scale=self.scale
+            q.transpose(0, 1).unsqueeze(0),
+            keys,
+            values,
+            attn_mask=mask[None, None],
+            scale=self.scale,
+            enable_gqa=True,
         )
-        return attended.reshape(heads, length, dim).transpose(0, 1)
+        return attended[0].transpose(0, 1)

@@ -7,104 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.plot_style import CACHED_HATCH, INK, axes, hue, label, legend, text_on
-from common.request import Request, SamplingParams, Sequence
-from common.stopping import check_stop
-from m2_batching.plan import StepResult
-from m2_batching.request_queue import FCFSQueue
+from common.request import Sequence
 from m3_paged.kv_cache_manager import KVCacheManager as PagedManager
-from m5_chunked.scheduler import Scheduler
 from m6_prefix.block_hash import BlockHashes
 from m6_prefix.hash_index import HashIndex
 from m6_prefix.kv_cache_manager import KVCacheManager
+from tools.figures.prefix_turns import chat, sequence_of
 from tools.figures.registry import FigureInput, figure
 
-_SYSTEM, _QUESTION, _ANSWER, _TURNS = 600, 40, 120, 6
 _FIXED = (0.0, 0.1, 0.5, 2.0)
 """Time that does not depend on the prompt, as a share of what the whole prompt takes."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What one request of a chat cost.
-
-    Attributes:
-        prompt: Its tokens, all earlier turns included.
-        hit: Those that were found.
-        computed: Those that were computed before its first token.
-    """
-
-    prompt: int
-    hit: int
-    computed: int
-
-
-def _scheduler(manager: PagedManager | KVCacheManager, seqs: int = 8) -> Scheduler:
-    return Scheduler(
-        FCFSQueue(),
-        manager,
-        max_num_seqs=seqs,
-        max_num_batched_tokens=8192,
-        on_token=lambda sequence: check_stop(sequence, (), 10**9),
-        prefix_cache=manager if isinstance(manager, KVCacheManager) else None,
-    )
-
-
-def _sequence(seq_id: int, prompt: Iterable[int], max_tokens: int) -> Sequence:
-    return Sequence(
-        seq_id, Request(str(seq_id), tuple(prompt), SamplingParams(max_tokens=max_tokens))
-    )
-
-
-def _run(scheduler: Scheduler) -> list[dict[int, int]]:
-    """Run to the end with a stub for the model; tokens computed by sequence, for each step."""
-    steps = []
-    while scheduler.has_unfinished():
-        plan = scheduler.schedule()
-        steps.append({item.seq_id: item.end - item.start for item in plan.scheduled})
-        tokens = {item.seq_id: 7 for item in plan.scheduled if item.num_sampled}
-        scheduler.update(plan, StepResult(tokens), 0.0)
-    return steps
-
-
-def chat(manager: PagedManager | KVCacheManager, turns: int = _TURNS) -> list[Turn]:
-    """Let M5's scheduler serve a chat turn by turn; every prompt holds all turns before it."""
-    scheduler = _scheduler(manager)
-    history, rows = list(range(_SYSTEM)), []
-    for number in range(turns):
-        history += [10_000 + number] * _QUESTION
-        sequence = _sequence(number, history, _ANSWER)
-        scheduler.add([sequence])
-        computed = _run(scheduler)[0][number]
-        rows.append(Turn(len(history), len(history) - computed, computed))
-        history = sequence.token_ids
-    return rows
-
-
-def chat_lines() -> list[str]:
-    """The chat as text, without and with prefix caching."""
-    pairs = zip(chat(PagedManager(128, 16)), chat(KVCacheManager(128, 16)), strict=True)
-    lines = ["         prompt   M5 computes   M6 finds   M6 computes"]
-    for number, (paged, cached) in enumerate(pairs, 1):
-        lines.append(
-            f"turn {number}   {cached.prompt:6}   {paged.computed:11}   {cached.hit:8}   "
-            f"{cached.computed:11}"
-        )
-    return lines
-
-
-def same_step_lines() -> list[str]:
-    """Two equal prompts of 40 tokens in one step: what the scheduler plans, what blocks do."""
-    manager = KVCacheManager(8, 16)
-    scheduler = _scheduler(manager)
-    scheduler.add([_sequence(0, range(40), 2)])
-    scheduler.add([_sequence(1, range(40), 2)])
-    plan = scheduler.schedule()
-    lines = [f"sequence {p.seq_id}: tokens {p.start} to {p.end - 1}" for p in plan.scheduled]
-    events = manager.drain_events()
-    for number in (0, 1):
-        mine = ", ".join(f"{e.kind} {e.block}" for e in events if e.seq_id == number)
-        lines.append(f"blocks of {number}: {mine}")
-    return lines
 
 
 @figure("m6-chat")
@@ -257,8 +169,8 @@ def eviction_states(num_blocks: int = 8, size: int = 4) -> list[tuple[str, list[
             if place * size >= hit:
                 owner[block] = f"{letter}{place}"
 
-    a, b = _sequence(0, range(12), 1), _sequence(1, range(100, 112), 1)
-    c, d = _sequence(2, range(6), 1), _sequence(3, range(200, 220), 1)
+    a, b = sequence_of(0, range(12), 1), sequence_of(1, range(100, 112), 1)
+    c, d = sequence_of(2, range(6), 1), sequence_of(3, range(200, 220), 1)
     come(a, "A")
     come(b, "B")
     note("A and B run")

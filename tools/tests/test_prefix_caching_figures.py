@@ -8,15 +8,8 @@ from m3_paged.kv_cache_manager import KVCacheManager as PagedManager
 from m6_prefix.kv_cache_manager import KVCacheManager
 from tools.docs_build.results import Results
 from tools.figures import registry
-from tools.figures.prefix_caching import (
-    Turn,
-    chat,
-    chat_lines,
-    eviction_states,
-    named_blocks,
-    same_step_lines,
-    speedup,
-)
+from tools.figures.prefix_caching import eviction_states, named_blocks, speedup
+from tools.figures.prefix_turns import Turn, chat, chat_lines, same_step_lines
 
 
 def drawn(name: str) -> str:
