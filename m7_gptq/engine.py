@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+
+import torch
+
 from common.hub import resolve_model
 from common.request import Request, Sequence
 from common.trace import TraceInfo
-from m0_init.loader import LoadedModel
+from m0_init.loader import LoadedModel, resolve_device
 from m2_batching.step_engine import StepEngine
 from m3_paged.scheduler import check_seats
 from m4_flash.assembly import assemble, load_fused
@@ -14,7 +18,7 @@ from m5_chunked.overlap import choose_loop
 from m5_chunked.scheduler import Scheduler
 from m6_prefix.assembly import make_manager, make_scheduler
 from m6_prefix.kv_cache_manager import KVCacheManager
-from m7_gptq.linear import gptq_linear
+from m7_gptq.linear import GPTQLinear, gptq_linear
 
 
 class LLMEngine(StepEngine):
@@ -29,7 +33,9 @@ class LLMEngine(StepEngine):
 
     def load(self) -> LoadedModel:
         """A GPTQ checkpoint as it is stored, or a dense one as in M6."""
-        return load_fused(self.config, linear=gptq_linear(resolve_model(self.config.model)))
+        layer = layer_for(resolve_device(self.config.device))
+        linear = gptq_linear(resolve_model(self.config.model), layer)
+        return load_fused(self.config, linear=linear)
 
     def build(self, loaded: LoadedModel) -> TraceInfo:
         """M4's runner, M6's tables, M5's scheduler and loop."""
@@ -70,3 +76,13 @@ class LLMEngine(StepEngine):
             InvalidRequestError: There are more than seats.
         """
         check_seats(request, self.config.scheduler.max_num_seqs)
+
+
+def layer_for(device: torch.device) -> type[GPTQLinear]:
+    """Fused kernels on a GPU; elsewhere the reference, which unpacks and multiplies."""
+    gpu = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    if gpu:  # gpu-only: m7_gptq/tests/test_gpu.py::test_the_engine_takes_the_fused_layers
+        from m7_gptq.fused_linear import FusedGPTQLinear
+
+        return FusedGPTQLinear
+    return GPTQLinear

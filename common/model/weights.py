@@ -79,9 +79,7 @@ def load_weights(model: Transformer, folder: Path) -> LoadReport:
     """
     start = time.perf_counter()
     table = checkpoint_modules(model.config)
-    modules = {
-        path: module for path, module in model.named_modules() if isinstance(module, LoadableModule)
-    }
+    modules = _loadable_modules(model)
     pending = {
         (path, *shard) for path, module in modules.items() for shard in module.expected_shards()
     }
@@ -133,6 +131,20 @@ def safetensors_files(folder: Path) -> list[Path]:
         if not (folder / name).is_file():
             raise CheckpointError(f"{index} names {name}, which is not there")
     return [folder / name for name in names]
+
+
+def _loadable_modules(model: Transformer) -> dict[str, LoadableModule]:
+    """Every outermost loadable module by its path.
+
+    A loadable module may be made of others (parts of a merged layer that are stored differently);
+    it expects their tensors itself and hands them on.
+    """
+    found: dict[str, LoadableModule] = {}
+    for path, module in model.named_modules():  # a parent comes before its children
+        inside = any(path.startswith(f"{outer}.") for outer in found)
+        if isinstance(module, LoadableModule) and not inside:
+            found[path] = module
+    return found
 
 
 def _check_tied(model: Transformer, head: Tensor, folder: Path) -> None:

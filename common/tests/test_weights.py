@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from common.errors import CheckpointError
-from common.model.linear import dense_linear_factory
+from common.model.interfaces import LoadableModule
+from common.model.linear import DenseLinear, dense_linear_factory
 from common.model.ops import TorchOps
 from common.model.transformer import Transformer
 from common.model.weights import LoadReport, checkpoint_modules, load_weights, safetensors_files
@@ -36,6 +38,30 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, LoadRep
     """The model (untyped: its layers are reached by name) and the report."""
     model = empty_model(ModelConfig.from_pretrained(folder), dtype)
     return model, load_weights(model, folder)
+
+
+class Parts(LoadableModule):
+    """A merged layer whose parts are modules of their own."""
+
+    def __init__(self, parts: list[DenseLinear]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def expected_shards(self) -> set[tuple[str, int]]:
+        return {("weight", shard) for shard in range(len(self.parts))}
+
+    def load_shard(self, name: str, shard: int, tensor: torch.Tensor) -> None:
+        part = self.parts[shard]
+        assert isinstance(part, DenseLinear)
+        part.load_shard(name, 0, tensor)
+
+
+def split_linear(
+    prefix: str, in_features: int, out_sizes: tuple[int, ...], bias: bool, split: bool
+) -> LoadableModule:
+    make = dense_linear_factory(torch.float32, "cpu")
+    parts = [make(prefix, in_features, (size,), bias, False) for size in out_sizes]
+    return Parts([part for part in parts if isinstance(part, DenseLinear)])
 
 
 def edit(folder: Path, change: Callable[[Tensors], Any]) -> None:
@@ -91,6 +117,29 @@ class TestPlacement:
             single.state_dict().items(), many.state_dict().items(), strict=True
         ):
             assert torch.equal(one, other), name
+
+    def test_a_module_made_of_others_hands_its_tensors_on(self, tied: Path) -> None:
+        """Parts of a merged layer that are stored differently load through the layer."""
+        config = ModelConfig.from_pretrained(tied)
+        model = Transformer(
+            config, ops=TorchOps(), linear=split_linear, dtype=torch.float32, device="cpu"
+        )
+        report = load_weights(model, tied)
+        merged, other = load(tied)
+        ours = model.get_submodule("layers.1.attn.qkv")
+        assert isinstance(ours, Parts)
+        rows = torch.cat([part.get_parameter("weight") for part in ours.parts])
+        assert torch.equal(rows, merged.layers[1].attn.qkv.weight)
+        assert report.num_tensors == other.num_tensors
+
+    def test_a_tensor_of_a_part_is_missed_by_its_checkpoint_name(self, tied: Path) -> None:
+        edit(tied, lambda t: t.pop(f"{LAYER}.self_attn.k_proj.weight"))
+        model = Transformer(
+            ModelConfig.from_pretrained(tied),
+            ops=TorchOps(), linear=split_linear, dtype=torch.float32, device="cpu",
+        )  # fmt: skip
+        with pytest.raises(CheckpointError, match=f"lacks '{LAYER}.self_attn.k_proj.weight'"):
+            load_weights(model, tied)
 
     def test_weights_are_converted_to_the_models_dtype(self, tied: Path) -> None:
         model, report = load(tied, torch.bfloat16)

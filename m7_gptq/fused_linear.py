@@ -1,0 +1,60 @@
+"""Quantised layers on a GPU: the integers repacked once for the kernels, the stored form let go."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from m7_gptq.kernels.matmul import w4a16_matmul
+from m7_gptq.kernels.repack import PackedWeight
+from m7_gptq.linear import GPTQLinear
+
+
+class FusedGPTQLinear(GPTQLinear):
+    """As its base, whose forward pass is the reference, but through the fused kernels.
+
+    Attributes:
+        packed: One weight where the parts share their groups, else one for each part.
+    """
+
+    packed: tuple[PackedWeight, ...] = ()
+
+    def loaded(self) -> None:
+        """Repack; from then on only the packed tensors are held."""
+        super().loaded()
+        ends = torch.tensor(self.out_sizes).cumsum(0).tolist()
+        ranges = [(0, ends[-1])] if self.merged else list(zip([0, *ends], ends, strict=False))
+        self.packed = tuple(self._pack(part, *span) for part, span in enumerate(ranges))
+        self.held = nn.ParameterList(
+            nn.Parameter(tensor, requires_grad=False)
+            for weight in self.packed
+            for tensor in (weight.words, weight.zeros, weight.scales)
+        )
+        del self.qweight, self.qzeros, self.scales, self.g_idx
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """``[..., in_features]`` to ``[..., out]``, or to a tuple of views when ``split``."""
+        if self.merged:
+            y = w4a16_matmul(x, self.packed[0], self.bias)
+            return torch.split(y, list(self.out_sizes), dim=-1) if self.split else y
+        biases = [None] * len(self.packed) if self.bias is None else self._biases(self.bias)
+        parts = tuple(
+            w4a16_matmul(x, weight, bias) for weight, bias in zip(self.packed, biases, strict=True)
+        )
+        return parts if self.split else torch.cat(parts, dim=-1)
+
+    def _biases(self, bias: Tensor) -> list[Tensor | None]:
+        return list(torch.split(bias, list(self.out_sizes)))
+
+    def _pack(self, part: int, first: int, last: int) -> PackedWeight:
+        """The packed form of some columns; they share one ``g_idx``."""
+        count = 32 // self.format.bits
+        return PackedWeight.from_checkpoint(
+            self.qweight[:, first:last],
+            self.qzeros[:, first // count : last // count],
+            self.scales[:, first:last],
+            self.g_idx[part],
+            self.format.bits,
+            self.format.group_size,
+            stored_zero_offset=0,  # the reference layer has converted them
+        )
