@@ -38,14 +38,13 @@ class Hessian:
 
 
 def inverse_factor(hessian: Tensor, damp: float) -> Tensor:
-    """U with ``(H + λ·I)⁻¹ = Uᵀ·U``, upper triangular, λ = damp · mean(diag H).
+    """U with ``(H + λ·I)⁻¹ = Uᵀ·U``, upper triangular, λ = damp · mean(diag H) over live channels.
 
     float64: with few calibration tokens H is singular, and λ alone bounds the condition number, by
     ``in / damp + 1``: 307,201 for 3,072 inputs and 1 %. Of float32's seven digits that leaves two.
-    A channel that never saw an
-    activation (a dead column) gets the mean on the diagonal; it is coupled to no other, so it is
-    rounded to nearest. (The authors' code sets such weights to 0; on other text the channel may
-    live.)
+    A channel that never saw an activation (a dead column) gets the mean on the diagonal; it is
+    coupled to no other, so it is rounded to nearest. (The authors' code sets such weights to 0; on
+    other text the channel may live.)
 
     Args:
         hessian: ``[in, in]`` float64.
@@ -58,7 +57,8 @@ def inverse_factor(hessian: Tensor, damp: float) -> Tensor:
         raise CheckpointError("the calibration activations hold values that are not finite")
     h = hessian.double().clone()
     diagonal = h.diagonal()  # a view
-    mean = float(diagonal.mean()) or 1.0
+    live = diagonal[diagonal != 0]
+    mean = float(live.mean()) if len(live) else 1.0
     diagonal[diagonal == 0] = mean
     diagonal += damp * mean
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))

@@ -13,7 +13,7 @@ from common.errors import ConfigError
 from common.hub import resolve_model
 from common.model_config import ModelConfig
 from m7_gptq.packing import FORMATS, SUPPORTED_BITS
-from m7_gptq.texts import CALIBRATION, mixed_batches
+from m7_gptq.texts import CALIBRATIONS, mixed_batches
 
 
 def main(argv: list[str]) -> int:
@@ -102,7 +102,7 @@ def _calibration_texts(file: str | None) -> list[str]:
         ConfigError: The file is not UTF-8.
     """
     if file is None:
-        return [text.read() for text in CALIBRATION.values()]
+        return [text.read() for text in CALIBRATIONS.values()]
     try:
         return [Path(file).read_text(encoding="utf-8")]
     except UnicodeDecodeError as error:

@@ -40,11 +40,14 @@ class Text:
         return data.decode("utf-8")
 
 
-CALIBRATION: dict[str, Text] = {
-    "python": Text(
-        "calibration_python.txt",
-        "0e1872fdd8b1e3df1beee42d546833fc2745bd113677a0e2ff72cdec8de7abf9",
-    ),
+CALIBRATION = Text(
+    "calibration_python.txt",
+    "0e1872fdd8b1e3df1beee42d546833fc2745bd113677a0e2ff72cdec8de7abf9",
+)
+"""One kind of text: enough to see how GPTQ works, not to quantise a model for use."""
+
+CALIBRATIONS: dict[str, Text] = {
+    "python": CALIBRATION,
     "bible": Text(
         "calibration_bible.txt",
         "6d2503baf2443f6ae5a61bc3c81e4dd82df9b9e2f2a7b34da3508cf505053b1b",

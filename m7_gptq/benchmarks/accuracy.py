@@ -23,7 +23,7 @@ from m7_gptq.checkpoint_writer import write_checkpoint
 from m7_gptq.linear import gptq_linear
 from m7_gptq.perplexity import perplexity
 from m7_gptq.quantizer import QuantSpec
-from m7_gptq.texts import CALIBRATION, EVALUATION, mixed_batches
+from m7_gptq.texts import CALIBRATIONS, EVALUATION, mixed_batches
 
 Q4_1_NOTE = (
     f"{EMBEDDED_MODEL} comes as Q4_1: its 'floats' are 4-bit weights in groups of 32, dequantised."
@@ -68,7 +68,7 @@ class Case:
 
     method: str
     spec: QuantSpec
-    calibration: tuple[str, ...] = tuple(CALIBRATION)
+    calibration: tuple[str, ...] = tuple(CALIBRATIONS)
 
     def __str__(self) -> str:
         """Such as ``gptq g64 sym act-order``."""
@@ -165,7 +165,7 @@ def _perplexities(model: Transformer, tokenizer: Tokenizer, sizes: Sizes) -> dic
 def _quantised(loaded: LoadedModel, case: Case, sizes: Sizes) -> tuple[list[Row], dict[str, float]]:
     """Quantise, write, load and score; error rows and perplexities."""
     assert loaded.tokenizer is not None
-    texts = [CALIBRATION[name].read() for name in case.calibration]
+    texts = [CALIBRATIONS[name].read() for name in case.calibration]
     samples = mixed_batches(
         loaded.tokenizer, texts, num_samples=sizes.samples, seq_len=sizes.seq_len
     )

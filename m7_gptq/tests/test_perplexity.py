@@ -15,7 +15,7 @@ from common.tokenizer import Tokenizer
 from m0_init.loader import load
 from m7_gptq.perplexity import Perplexity, perplexity
 from m7_gptq.texts import (
-    CALIBRATION,
+    CALIBRATIONS,
     EVALUATION,
     FOLDER,
     Text,
@@ -105,7 +105,7 @@ class TestBounds:
 
 class TestTexts:
     def test_every_text_is_the_one_that_was_hashed(self) -> None:
-        texts = [*CALIBRATION.values(), *EVALUATION.values()]
+        texts = [*CALIBRATIONS.values(), *EVALUATION.values()]
         assert {text.file for text in texts} == {path.name for path in FOLDER.glob("*_*.txt")}
         sizes = [len(text.read()) for text in texts]
         assert all(size > 90_000 for size in sizes[:2])
@@ -113,11 +113,11 @@ class TestTexts:
 
     def test_a_changed_file_is_refused(self) -> None:
         with pytest.raises(CheckpointError, match="expected 000000"):
-            Text(CALIBRATION["python"].file, "0" * 64).read()
+            Text(CALIBRATIONS["python"].file, "0" * 64).read()
 
     def test_calibration_and_evaluation_share_no_passage(self) -> None:
         """No run of twelve words; a traceback's first lines are shorter."""
-        seen = set[tuple[str, ...]]().union(*(_runs(text.read()) for text in CALIBRATION.values()))
+        seen = set[tuple[str, ...]]().union(*(_runs(text.read()) for text in CALIBRATIONS.values()))
         for text in EVALUATION.values():
             runs = _runs(text.read())
             assert len(runs) > 3_000
@@ -125,7 +125,7 @@ class TestTexts:
 
     def test_sources_name_every_file(self) -> None:
         sources = (FOLDER / "SOURCES.md").read_text(encoding="utf-8")
-        for text in (*CALIBRATION.values(), *EVALUATION.values()):
+        for text in (*CALIBRATIONS.values(), *EVALUATION.values()):
             assert f"`{text.file}`" in sources
         assert "LICENSE-PSF.txt" in sources
         assert "PYTHON SOFTWARE FOUNDATION LICENSE" in (FOLDER / "LICENSE-PSF.txt").read_text()
