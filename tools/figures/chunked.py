@@ -264,8 +264,9 @@ def pareto(given: FigureInput) -> Any:
     result = given.results.get(given.option("result"))
     gaps, waits = (
         {
-            (row["engine"], row["budget"]): row
-            for row in select(result.rows, f"metric={name},threshold=0")
+            (row["engine"], row.get("budget")): row  # M4 has neither budget nor threshold
+            for row in select(result.rows, f"metric={name}")
+            if not row.get("threshold")
         }
         for name in ("largest_gap", "long_ttft")
     )

@@ -85,16 +85,19 @@ def test_floors_of_a_chunk() -> None:
 def chunk_sizes(**changes: Any) -> dict[str, Any]:
     data = result_data()
     template = data["rows"][0]
-    cases = [("m4_flash", None, 0), ("m5_chunked", 64, 0), ("m5_chunked", 256, 0)]
-    cases.append(("m5_chunked", 64, 32))
+    cases: list[dict[str, Any]] = [
+        {"engine": "m4_flash"},
+        {"engine": "m5_chunked", "budget": 64, "threshold": 0},
+        {"engine": "m5_chunked", "budget": 256, "threshold": 0},
+        {"engine": "m5_chunked", "budget": 64, "threshold": 32},
+    ]
+    labels = {"engine", "budget", "threshold"}
+    measured = {key: value for key, value in template.items() if key not in labels}
     data["rows"] = [
-        {
-            **template, "metric": metric, "engine": engine, "budget": budget,
-            "threshold": threshold,
-        }
-        for engine, budget, threshold in cases
+        {**measured, **case, "metric": metric}
+        for case in cases
         for metric in ("largest_gap", "long_ttft")
-    ]  # fmt: skip
+    ]
     return {**data, "stage": "m5_chunked", "benchmark": "chunk_size", **changes}
 
 
