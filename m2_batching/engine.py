@@ -43,10 +43,6 @@ class LLMEngine(StepEngine):
         self.runner = PaddedRunner(loaded.model, cache, self.sampler)
         return TraceInfo(self.stage, block_size=self.max_model_len, num_blocks=cache.num_slots)
 
-    def kv_bytes(self) -> int:
-        """Bytes of all slots, used or not."""
-        return self.runner.cache.nbytes
-
     def on_out_of_memory(self, error: Exception) -> None:
         """Go on with half the slots: everybody is preempted and comes back in order.
 

@@ -108,9 +108,9 @@ class StepEngine(ABC):
             What a trace of this engine says of itself.
         """
 
-    @abstractmethod
     def kv_bytes(self) -> int:
-        """Bytes reserved for K and V."""
+        """Bytes reserved for K and V, used or not."""
+        return self.runner.cache.nbytes
 
     @property
     def trace(self) -> Trace | None:

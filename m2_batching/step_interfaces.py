@@ -53,10 +53,24 @@ class StepFlight(Protocol):
         ...
 
 
+class KVMemory(Protocol):
+    """The K and V of everybody."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes reserved."""
+        ...
+
+
 class StepRunner(Protocol):
     """What the loop needs of a runner."""
 
     sampler: Sampler
+
+    @property
+    def cache(self) -> KVMemory:
+        """Where K and V are."""
+        ...
 
     def launch(self, plan: SchedulerOutput) -> StepFlight:
         """Start one step on the device."""

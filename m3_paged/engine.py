@@ -44,10 +44,6 @@ class LLMEngine(StepEngine):
         self.runner = FlatRunner(loaded.model, cache, self.sampler, use_kernel=use_kernel)
         return TraceInfo(self.stage, block_size=cache.block_size, num_blocks=cache.num_blocks)
 
-    def kv_bytes(self) -> int:
-        """Bytes of the whole pool."""
-        return self.runner.cache.nbytes
-
     def check_request(self, request: Request) -> None:
         """All parallel samples of a request must be able to run at the same time.
 

@@ -39,10 +39,6 @@ class LLMEngine(StepEngine):
         )
         return TraceInfo(self.stage, block_size=cache.block_size, num_blocks=cache.num_blocks)
 
-    def kv_bytes(self) -> int:
-        """Bytes of the whole pool."""
-        return self.runner.cache.nbytes
-
     def check_request(self, request: Request) -> None:
         """All parallel samples of a request must be able to run at the same time.
 

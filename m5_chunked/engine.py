@@ -50,10 +50,6 @@ class LLMEngine(StepEngine):
             config={"max_num_batched_tokens": self.config.scheduler.max_num_batched_tokens},
         )
 
-    def kv_bytes(self) -> int:
-        """Bytes of the whole pool."""
-        return self.runner.cache.nbytes
-
     def check_request(self, request: Request) -> None:
         """All parallel samples of a request must be able to run at the same time.
 

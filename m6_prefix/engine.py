@@ -47,10 +47,6 @@ class LLMEngine(StepEngine):
             config={"max_num_batched_tokens": self.config.scheduler.max_num_batched_tokens},
         )
 
-    def kv_bytes(self) -> int:
-        """Bytes of the whole pool."""
-        return self.runner.cache.nbytes
-
     def cached_tokens(self, sequence: Sequence) -> int:
         """Leading tokens of a sequence that it found when it first began."""
         return self.manager.stats_of(sequence).hit_tokens

@@ -198,10 +198,6 @@ class Engine(StepEngine):
         self.runner = FlatRunner(loaded.model, self.cache, self.sampler, use_kernel=False)
         return TraceInfo(self.stage, block_size=options.block_size, num_blocks=options.num_blocks)
 
-    def kv_bytes(self) -> int:
-        """Bytes of the whole pool."""
-        return self.cache.nbytes
-
 
 def make_engine(model: TinyModel, **options: Any) -> Engine:
     """An engine on a tiny model in float32, traced."""
