@@ -30,6 +30,7 @@ STAGES = (
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Policy = Literal["fcfs", "priority"]
 Index = Literal["hash", "tree"]
+LinearBackend = Literal["auto", "torch"]
 
 
 def option(
@@ -121,6 +122,9 @@ class EngineConfig:
     )
     use_cache: bool = option(True, "keep K and V of past tokens", "m1_basic", "m1_basic")
     attention_backend: str = option("auto", "attention implementation", "m4_flash")
+    linear_backend: LinearBackend = option(
+        "auto", "products of few rows: the fastest way here, or PyTorch's own", "m4_flash"
+    )
     enforce_eager: bool = option(False, "do not capture CUDA graphs", "m4_flash")
     overlap: bool | None = option(
         None, "plan a step while the device computes the one before (default: on a GPU)",
@@ -136,6 +140,7 @@ class EngineConfig:
         if not isinstance(self.model, str) or not self.model:
             raise ConfigError(f"model must be a non-empty string, got {self.model!r}")
         _one_of("dtype", self.dtype, get_args(DType))
+        _one_of("linear_backend", self.linear_backend, get_args(LinearBackend))
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(self.device)):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if self.max_model_len is not None:

@@ -11,8 +11,10 @@ import logging
 import torch
 
 from common.config import EngineConfig
-from common.model.interfaces import Ops
+from common.model.interfaces import LinearFactory, Ops
+from common.model.linear import dense_linear_factory
 from common.model.ops import TorchOps
+from common.model_config import ModelConfig
 from m0_init.loader import LoadedModel, MakeLinear, load, resolve_device
 from m1_basic.sampler import Sampler
 from m3_paged.reserve import longest_sequence, reserve_cache
@@ -21,6 +23,7 @@ from m4_flash.backends.select import select_backend
 from m4_flash.cuda_graph import Buckets, Capture, CudaCapture, NullCapture
 from m4_flash.draw import DeviceDraw, Draw, HostDraw
 from m4_flash.input_batch import InputBatch
+from m4_flash.linear import small_batch_factory, use_small_batch_head
 from m4_flash.runner import FlashRunner
 from m4_flash.sampler import DeviceSampler
 
@@ -32,13 +35,35 @@ def load_fused(config: EngineConfig, linear: MakeLinear | None = None) -> Loaded
 
     Args:
         config: The engine's options.
-        linear: Makes the linear factory; dense by default.
+        linear: Makes the linear factory; by default this stage's, or with
+            ``linear_backend="torch"`` the dense one.
 
     Raises:
         FoloError: As :func:`m0_init.loader.load`.
     """
-    ops = make_ops(resolve_device(config.device))
-    return load(config.model, dtype=config.dtype, device=config.device, ops=ops, linear=linear)
+    device = resolve_device(config.device)
+    loaded = load(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        ops=make_ops(device),
+        linear=linear or (make_linear if config.linear_backend == "auto" else None),
+    )
+    if config.linear_backend == "auto" and suits_small_batches(loaded.dtype, device):
+        use_small_batch_head(loaded.model)
+    return loaded
+
+
+def make_linear(_config: ModelConfig, dtype: torch.dtype, device: torch.device) -> LinearFactory:
+    """Layers for a few rows where they are faster, dense ones elsewhere."""
+    if suits_small_batches(dtype, device):
+        return small_batch_factory(dtype, device)
+    return dense_linear_factory(dtype, device)
+
+
+def suits_small_batches(dtype: torch.dtype, device: torch.device) -> bool:
+    """Where :mod:`m4_flash.linear` was measured: float32 on a CPU."""
+    return device.type == "cpu" and dtype is torch.float32
 
 
 def make_ops(device: torch.device) -> Ops:

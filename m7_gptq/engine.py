@@ -7,6 +7,7 @@ import importlib.util
 import torch
 
 from common.hub import resolve_model
+from common.model_config import ModelConfig
 from common.request import Request, Sequence
 from common.trace import TraceInfo
 from m0_init.loader import LoadedModel, resolve_device
@@ -18,6 +19,7 @@ from m5_chunked.overlap import choose_loop
 from m5_chunked.scheduler import Scheduler
 from m6_prefix.assembly import make_manager, make_scheduler
 from m6_prefix.kv_cache_manager import KVCacheManager
+from m7_gptq.checkpoint import is_quantised
 from m7_gptq.linear import GPTQLinear, gptq_linear
 
 
@@ -33,9 +35,11 @@ class LLMEngine(StepEngine):
 
     def load(self) -> LoadedModel:
         """A GPTQ checkpoint as it is stored, or a dense one as in M6."""
+        folder = resolve_model(self.config.model)
+        if not is_quantised(folder, ModelConfig.from_pretrained(folder)):
+            return load_fused(self.config)
         layer = layer_for(resolve_device(self.config.device))
-        linear = gptq_linear(resolve_model(self.config.model), layer)
-        return load_fused(self.config, linear=linear)
+        return load_fused(self.config, linear=gptq_linear(folder, layer))
 
     def build(self, loaded: LoadedModel) -> TraceInfo:
         """M4's runner, M6's tables, M5's scheduler and loop."""
