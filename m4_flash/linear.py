@@ -3,11 +3,8 @@
 A decode step multiplies one row per sequence with every weight. ``F.linear`` hands that to a
 routine made for many rows, or, for a single one, to a dot product per output. Written the other way
 round, ``(W · xᵀ)ᵀ``, the same library takes a routine that streams W, but only from two columns on;
-so a single row is doubled::
-
-    rows    1      2      4      8      16         ms for the linear layers of SmolLM2, two cores
-    linear  25.6   41.1   34.3   29.2   38.0       measured once, which is why the bound is 4
-    here    11.9   11.9   12.9   27.0   35.5
+so a single row is doubled. The benchmark ``few_rows`` measures both for each number of rows; from
+:data:`MAX_ROWS` on the gain depends on the number of threads, or is none.
 
 Only the order of the sums differs. More rows, other dtypes and a GPU take the plain product.
 """

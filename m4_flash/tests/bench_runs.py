@@ -9,7 +9,7 @@ from common.results import Result, read_result
 from common.testing.checkpoints import tiny_config, write_checkpoint
 from m1_basic.benchmarks.command import bench
 
-NAMES = ("attention", "latency", "throughput", "startup")
+NAMES = ("attention", "latency", "throughput", "startup", "few_rows")
 
 
 def bench_args(model: Path) -> Namespace:
