@@ -53,6 +53,7 @@ class StepTracer:
         self._aborted: list[Finish] = []
         self._before = _Before()
         self._launched: deque[_Before] = deque()
+        self._carried: list[BlockEvent] = []
 
     def on_add(self, sequence: Sequence) -> None:
         """A sequence has arrived."""
@@ -65,7 +66,8 @@ class StepTracer:
     def before(self, scheduler: TracedScheduler) -> None:
         """Note the queues, before ``schedule()``."""
         waiting = tuple(s.seq_id for s in scheduler.waiting)
-        self._before = _Before(waiting, tuple(s.seq_id for s in scheduler.running))
+        running = tuple(s.seq_id for s in scheduler.running)
+        self._before = _Before(waiting, running, self._take_carried())
 
     def launched(self, scheduler: TracedScheduler) -> None:
         """Keep the notes of a step that is in flight while the next one is planned.
@@ -75,6 +77,12 @@ class StepTracer:
         """
         self._before.events += scheduler.drain_events()
         self._launched.append(self._before)
+
+    def forget(self) -> None:
+        """No launched step will end: what planning them did to the memory is all that is kept."""
+        for before in self._launched:
+            self._carried += before.events
+        self._launched.clear()
 
     def after(
         self,
@@ -124,8 +132,12 @@ class StepTracer:
                 waiting=tuple(s.seq_id for s in scheduler.waiting),
                 running=tuple(s.seq_id for s in scheduler.running),
                 finished=self._take_aborted(),
-                block_events=scheduler.drain_events(),
+                block_events=(*self._take_carried(), *scheduler.drain_events()),
             )
+
+    def _take_carried(self) -> list[BlockEvent]:
+        carried, self._carried = self._carried, []
+        return carried
 
     def _take_aborted(self) -> tuple[Finish, ...]:
         aborted, self._aborted = tuple(self._aborted), []

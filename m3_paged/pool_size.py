@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +10,6 @@ from common.errors import OutOfMemoryError
 from common.model.interfaces import Attend
 from common.model.transformer import Transformer
 from m0_init.device_memory import DeviceMemory, device_memory
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ Later stages bring a scheduler or a cache manager of their own and take the rest
 from __future__ import annotations
 
 import importlib.util
-import logging
 
 import torch
 
 from common.config import EngineConfig
+from common.hub import resolve_model
 from common.model.interfaces import LinearFactory, Ops
 from common.model.linear import dense_linear_factory
 from common.model.ops import TorchOps
@@ -27,8 +27,6 @@ from m4_flash.linear import small_batch_factory, use_small_batch_head
 from m4_flash.runner import FlashRunner
 from m4_flash.sampler import DeviceSampler
 
-logger = logging.getLogger(__name__)
-
 
 def load_fused(config: EngineConfig, linear: MakeLinear | None = None) -> LoadedModel:
     """Read the checkpoint into a decoder with fused operations, where they can run.
@@ -42,12 +40,17 @@ def load_fused(config: EngineConfig, linear: MakeLinear | None = None) -> Loaded
         FoloError: As :func:`m0_init.loader.load`.
     """
     device = resolve_device(config.device)
+    if linear is None and config.linear_backend == "auto":
+        folder = resolve_model(config.model)
+        # The loader takes a factory as the promise to read quantised weights: this one cannot.
+        if ModelConfig.from_pretrained(folder).quantization is None:
+            linear = make_linear
     loaded = load(
         config.model,
         dtype=config.dtype,
         device=config.device,
         ops=make_ops(device),
-        linear=linear or (make_linear if config.linear_backend == "auto" else None),
+        linear=linear,
     )
     if config.linear_backend == "auto" and suits_small_batches(loaded.dtype, device):
         use_small_batch_head(loaded.model)

@@ -66,6 +66,8 @@ class OverlappedLoop(StepLoop):
     def forget(self) -> None:
         """A step failed: nobody waits for what is in flight any more."""
         self._in_flight = None
+        if self.host.tracer is not None:
+            self.host.tracer.forget()
 
     def _read_last(self) -> list[Sequence]:
         before, self._in_flight = self._in_flight, None

@@ -150,6 +150,7 @@ def test_a_failed_step_forgets_what_was_in_flight(
     assert not engine.has_unfinished_requests()
     after = engine.generate(tiny.prompts[2], params)
     assert ids_of(after) == [[tuple(tiny.oracle.greedy(tiny.prompts[2], 9))]]
+    engine.trace.validate()
 
 
 @settings(max_examples=12, deadline=None)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 from safetensors.torch import load_file, save_file
 
+from common.errors import UnsupportedModelError
 from common.testing.checkpoints import tiny_config, write_checkpoint
 from common.testing.conformance import GREEDY, EngineConformance, build, ids_of
 from common.testing.fixtures import FAMILIES, TinyModel
@@ -82,3 +83,13 @@ def test_outputs_equal_m6_on_the_dequantised_weights(
     floats = TinyModel("llama", model.folder.parent / "dense", model.oracle)
     theirs = build("m6_prefix", floats, **OPTIONS).generate(model.prompts, GREEDY)
     assert ids_of(ours) == ids_of(theirs)
+
+
+@pytest.mark.parametrize("stage", ["m4_flash", "m6_prefix"])
+def test_a_stage_that_reads_floats_refuses_by_name(
+    quantised_models: dict[str, TinyModel], stage: str
+) -> None:
+    with pytest.raises(
+        UnsupportedModelError, match=r"is quantised \(gptq\); this stage reads floats"
+    ):
+        build(stage, quantised_models["qwen3"], num_blocks=8)
