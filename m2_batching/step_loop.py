@@ -74,7 +74,7 @@ class StepLoop:
         """Bind the engine whose parts are called."""
         self.host = host
         self._last_read = 0.0
-        self._unsent: tuple[int, ...] = ()
+        self._unsent = SchedulerOutput()
 
     def step(self) -> list[Sequence]:
         """One step; returns the sequences that got a token."""
@@ -98,14 +98,19 @@ class StepLoop:
         if host.tracer is not None:
             host.tracer.before(host.scheduler)
         plan = host.scheduler.schedule()
-        if self._unsent:
-            plan = dataclasses.replace(plan, finished=(*self._unsent, *plan.finished))
+        late, self._unsent = self._unsent, SchedulerOutput()
+        told = dataclasses.replace(
+            plan,
+            preempted=(*late.preempted, *plan.preempted),
+            finished=(*late.finished, *plan.finished),
+        )
         if not plan.scheduled:
-            self._unsent = plan.finished  # the runner learns of them with the next step
+            self._unsent = told  # the runner learns who has gone with the next step
+            if host.tracer is not None:
+                host.tracer.skipped(plan.preempted)
             return None
-        self._unsent = ()
         host.on_planned(plan)
-        return LaunchedStep(plan, host.runner.launch(plan), begin)
+        return LaunchedStep(plan, host.runner.launch(told), begin)
 
     def finish(self, launched: LaunchedStep) -> list[Sequence]:
         """Wait for a step's ids and hand them to the scheduler; returns who got one."""

@@ -54,6 +54,7 @@ class StepTracer:
         self._before = _Before()
         self._launched: deque[_Before] = deque()
         self._carried: list[BlockEvent] = []
+        self._skipped: tuple[int, ...] = ()
 
     def on_add(self, sequence: Sequence) -> None:
         """A sequence has arrived."""
@@ -77,6 +78,10 @@ class StepTracer:
         """
         self._before.events += scheduler.drain_events()
         self._launched.append(self._before)
+
+    def skipped(self, preempted: tuple[int, ...]) -> None:
+        """A step was planned that computes nothing; :meth:`idle` records whom it preempted."""
+        self._skipped = preempted
 
     def forget(self) -> None:
         """No launched step will end: what planning them did to the memory is all that is kept."""
@@ -126,11 +131,18 @@ class StepTracer:
         )
 
     def idle(self, scheduler: TracedScheduler) -> None:
-        """Record aborts that no step will follow."""
-        if self._aborted:
+        """Record what happens without a computed token: aborts, and a step that only preempted."""
+        preempted, self._skipped = self._skipped, ()
+        if preempted:
+            waiting, running = self._before.waiting, self._before.running
+        else:
+            waiting = tuple(s.seq_id for s in scheduler.waiting)
+            running = tuple(s.seq_id for s in scheduler.running)
+        if preempted or self._aborted:
             self.trace.record(
-                waiting=tuple(s.seq_id for s in scheduler.waiting),
-                running=tuple(s.seq_id for s in scheduler.running),
+                waiting=waiting,
+                running=running,
+                preempted=preempted,
                 finished=self._take_aborted(),
                 block_events=(*self._take_carried(), *scheduler.drain_events()),
             )

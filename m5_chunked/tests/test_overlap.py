@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common.request import SamplingParams
@@ -154,6 +154,7 @@ def test_a_failed_step_forgets_what_was_in_flight(
 
 
 @settings(max_examples=12, deadline=None)
+@example(budget=8, blocks=20, aborts=[(15, 2)])  # a step that only preempts
 @given(
     budget=st.integers(2, 40),
     blocks=st.integers(12, 40),
