@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from common.outputs import RequestOutput
 from common.request import SamplingParams
 from common.testing.conformance import GREEDY, build, ids_of
 from common.testing.fixtures import FAMILIES, NEW_TOKENS, TinyModel
@@ -28,7 +29,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
 def make(model: TinyModel, **options: Any) -> Any:
-    return build("m4_flash", model, device="cuda", **{"num_blocks": 64, **options})
+    return build("m4_flash", model, **{"device": "cuda", "num_blocks": 64, **options})
 
 
 def reference(model: TinyModel) -> list[list[tuple[int, ...]]]:
@@ -181,19 +182,25 @@ def test_staging() -> None:
         assert arrived.floats[0].tolist() == [turn / 8]
 
 
-def test_logits_of_two_dtypes_stay_close(tiny: TinyModel) -> None:
-    """bfloat16 against float32 on the same prompts: logprobs within a stated bound."""
-    params = SamplingParams(temperature=0, max_tokens=1, logprobs=5)
-    full, half = (make(tiny, dtype=dtype) for dtype in ("float32", "bfloat16"))
-    pairs = zip(
-        full.generate(tiny.prompts, params), half.generate(tiny.prompts, params), strict=True
-    )
-    for exact, rounded in pairs:
-        assert exact.outputs[0].logprobs is not None
-        assert rounded.outputs[0].logprobs is not None
-        a, b = exact.outputs[0].logprobs[0], rounded.outputs[0].logprobs[0]
-        for token in a.keys() & b.keys():
-            assert a[token].logprob == pytest.approx(b[token].logprob, abs=0.1)
+def test_bfloat16_is_as_near_to_float32_as_the_reference_is(tiny: TinyModel) -> None:
+    """The format costs these models up to 0.2 in a logprob; the kernels may not cost more."""
+
+    def worst(device: str) -> float:
+        params = SamplingParams(temperature=0, max_tokens=1, logprobs=5)
+        exact, rounded = (
+            make(tiny, dtype=dtype, device=device).generate(tiny.prompts, params)
+            for dtype in ("float32", "bfloat16")
+        )
+        pairs = zip(map(first_logprobs, exact), map(first_logprobs, rounded), strict=True)
+        return max(abs(a[token] - b[token]) for a, b in pairs for token in a.keys() & b.keys())
+
+    assert worst("cuda") < 1.5 * worst("cpu")
+
+
+def first_logprobs(output: RequestOutput) -> dict[int, float]:
+    entries = output.outputs[0].logprobs
+    assert entries is not None
+    return {token: entry.logprob for token, entry in entries[0].items()}
 
 
 def test_an_engine_gives_its_memory_back(tiny: TinyModel) -> None:

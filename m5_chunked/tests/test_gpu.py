@@ -82,7 +82,8 @@ def test_mixed_steps_run_through_graphs_and_say_what_they_padded(
         assert bucket is not None, "all of these steps are small enough"
         assert step.num_padding_tokens == bucket.num_tokens - step.num_tokens
     padded = [step.num_padding_tokens for step in steps if is_mixed(step)]
-    assert (sum(padded) > 0) == (budget < 64), "64 holds all prompts in the first step"
+    # 16 fills its bucket to the last token, and 64 holds all prompts in the first step.
+    assert (sum(padded) > 0) == (budget in (5, 17))
 
 
 def test_a_step_beyond_the_largest_graph_runs_eagerly(tiny: TinyModel) -> None:
