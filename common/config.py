@@ -125,6 +125,9 @@ class EngineConfig:
     linear_backend: LinearBackend = option(
         "auto", "products of few rows: the fastest way here, or PyTorch's own", "m4_flash"
     )
+    programmatic_launch: bool = option(
+        True, "kernels may start before the one ahead has ended (Hopper and newer)", "m4_flash"
+    )
     enforce_eager: bool = option(False, "do not capture CUDA graphs", "m4_flash")
     overlap: bool | None = option(
         None, "plan a step while the device computes the one before (default: on a GPU)",
@@ -147,7 +150,7 @@ class EngineConfig:
             _at_least("max_model_len", self.max_model_len, 2)
         if not isinstance(self.attention_backend, str):
             raise ConfigError(f"attention_backend must be a name, got {self.attention_backend!r}")
-        for name in ("use_cache", "enforce_eager", "trace"):
+        for name in ("use_cache", "programmatic_launch", "enforce_eager", "trace"):
             _switch(name, getattr(self, name))
         if self.overlap is not None:
             _switch("overlap", self.overlap)

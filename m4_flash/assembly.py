@@ -5,7 +5,7 @@ Later stages bring a scheduler or a cache manager of their own and take the rest
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 
 import torch
 
@@ -21,6 +21,7 @@ from m3_paged.reserve import longest_sequence, reserve_cache
 from m4_flash.backends.base import AttentionBackend, AttentionShape, PromptAttend
 from m4_flash.backends.select import select_backend
 from m4_flash.cuda_graph import Buckets, Capture, CudaCapture, NullCapture
+from m4_flash.devices import has_triton, supports_pdl
 from m4_flash.draw import DeviceDraw, Draw, HostDraw
 from m4_flash.input_batch import InputBatch
 from m4_flash.linear import small_batch_factory, use_small_batch_head
@@ -39,17 +40,17 @@ def load_fused(config: EngineConfig, linear: MakeLinear | None = None) -> Loaded
     Raises:
         FoloError: As :func:`m0_init.loader.load`.
     """
-    device = resolve_device(config.device)
+    device, pdl = resolve_device(config.device), config.programmatic_launch
     if linear is None and config.linear_backend == "auto":
         folder = resolve_model(config.model)
         # The loader takes a factory as the promise to read quantised weights: this one cannot.
         if ModelConfig.from_pretrained(folder).quantization is None:
-            linear = make_linear
+            linear = functools.partial(make_linear, pdl=pdl)
     loaded = load(
         config.model,
         dtype=config.dtype,
         device=config.device,
-        ops=make_ops(device),
+        ops=make_ops(device, pdl=pdl),
         linear=linear,
     )
     if config.linear_backend == "auto" and suits_small_batches(loaded.dtype, device):
@@ -57,8 +58,14 @@ def load_fused(config: EngineConfig, linear: MakeLinear | None = None) -> Loaded
     return loaded
 
 
-def make_linear(_config: ModelConfig, dtype: torch.dtype, device: torch.device) -> LinearFactory:
+def make_linear(
+    _config: ModelConfig, dtype: torch.dtype, device: torch.device, *, pdl: bool = True
+) -> LinearFactory:
     """Layers for a few rows where they are faster, dense ones elsewhere."""
+    if has_triton(device):  # gpu-only: m4_flash/tests/test_gpu_gemv.py::test_the_engine_takes_them
+        from m4_flash.gemv_linear import gemv_factory
+
+        return gemv_factory(dtype, device, pdl=pdl)
     if suits_small_batches(dtype, device):
         return small_batch_factory(dtype, device)
     return dense_linear_factory(dtype, device)
@@ -69,13 +76,12 @@ def suits_small_batches(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type == "cpu" and dtype is torch.float32
 
 
-def make_ops(device: torch.device) -> Ops:
+def make_ops(device: torch.device, *, pdl: bool = True) -> Ops:
     """Triton's on a GPU, plain PyTorch elsewhere."""
-    gpu = device.type == "cuda" and importlib.util.find_spec("triton") is not None
-    if gpu:  # gpu-only: m4_flash/tests/test_gpu.py::test_picks_triton
+    if has_triton(device):  # gpu-only: m4_flash/tests/test_gpu.py::test_picks_triton
         from m4_flash.ops import TritonOps
 
-        return TritonOps()
+        return TritonOps(pdl=pdl and supports_pdl(device))
     return TorchOps()
 
 
@@ -104,10 +110,11 @@ def assemble(
         block_size,
         loaded.device,
         config.seed,
+        use_kernel=has_triton(loaded.device),
+        pdl=config.programmatic_launch and supports_pdl(loaded.device),
     )
-    runner = FlashRunner(
-        loaded.model, backend(cache, shape), batch, sampler, make_draw(sampler, batch)
-    )
+    attention = backend(cache, shape, pdl=config.programmatic_launch)
+    runner = FlashRunner(loaded.model, attention, batch, sampler, make_draw(sampler, batch))
     if backend.capturable and not config.enforce_eager:
         runner.record_graphs(Buckets(batch.num_rows), make_capture(loaded.device))
     return runner

@@ -99,6 +99,9 @@ class InputBatch:
         block_size: int,
         device: torch.device,
         engine_seed: int = 0,
+        *,
+        use_kernel: bool = False,
+        pdl: bool = False,
     ) -> None:
         """Reserve the rows.
 
@@ -108,7 +111,10 @@ class InputBatch:
             block_size: Tokens per KV block.
             device: The model's device.
             engine_seed: Seed of requests that carry none.
+            use_kernel: Expand a step with :mod:`m4_flash.kernels.expand`, not with PyTorch.
+            pdl: Launch it programmatically, see :mod:`m4_flash.kernels.launch`.
         """
+        self.use_kernel, self.pdl = use_kernel, pdl
         self.num_rows, self.max_model_len = num_rows, max_model_len
         self.block_size, self.device, self.engine_seed = block_size, device, engine_seed
 
@@ -215,6 +221,8 @@ class InputBatch:
             max_query_len: No slice is longer.
             host: The lengths, where Python may know them.
         """
+        if self.use_kernel:
+            return self._expand_in_one_launch(num_tokens, num_seqs, max_query_len, host)
         rows, starts, counts, draws = self.header[:, :num_seqs]
         ends = counts.cumsum(0)
         token = torch.arange(num_tokens, device=self.device)
@@ -233,12 +241,37 @@ class InputBatch:
             seq_lens=lens.int(),
             block_tables=self.block_tables[rows],
             max_query_len=max_query_len,
-            max_seq_len=max(host.context_lens) if host is not None else self.max_model_len,
+            max_seq_len=self._longest(host),
             host=host,
         )
         ids = self.sampling.token_ids[row, position].long()
         last = (ends - 1).clamp_(min=0)
         return StepTensors(ids, position, last, rows, draws, attention)
+
+    def _expand_in_one_launch(
+        self, num_tokens: int, num_seqs: int, max_query_len: int, host: HostLengths | None
+    ) -> StepTensors:
+        from m4_flash.kernels.expand import expand_step
+
+        known, tables = self.sampling.token_ids, self.block_tables
+        step = expand_step(
+            self.header, known, tables, num_tokens, num_seqs, self.block_size, pdl=self.pdl
+        )
+        attention = AttentionMetadata(
+            slot_mapping=step.slot_mapping,
+            cu_seqlens_q=step.cu_seqlens_q,
+            seq_lens=step.seq_lens,
+            block_tables=step.block_tables,
+            max_query_len=max_query_len,
+            max_seq_len=self._longest(host),
+            host=host,
+        )
+        rows, _, _, draws = self.header[:, :num_seqs]
+        return StepTensors(step.token_ids, step.positions, step.last, rows, draws, attention)
+
+    def _longest(self, host: HostLengths | None) -> int:
+        """A bound on every context, from the host where it may know."""
+        return max(host.context_lens) if host is not None else self.max_model_len
 
     def append(self, step: StepTensors, sampled: Tensor) -> None:
         """Write sampled ids behind their sequences; those of rows that do not draw are dropped.
@@ -247,6 +280,12 @@ class InputBatch:
             step: The step that sampled them.
             sampled: ``[num_seqs]`` int64.
         """
+        if self.use_kernel:
+            from m4_flash.kernels.expand import append_ids
+
+            lens, known = step.attention.seq_lens, self.sampling.token_ids
+            append_ids(self.header, lens, sampled, known, pdl=self.pdl)
+            return
         row = torch.where(step.draws > 0, step.rows, self.num_rows)
         column = torch.where(step.draws > 0, step.attention.seq_lens.long(), 0)
         self.sampling.token_ids[row, column] = sampled.int()

@@ -32,6 +32,7 @@ WHERE = {
     "num_blocks": ("m3_paged", None),
     "attention_backend": ("m4_flash", None),
     "linear_backend": ("m4_flash", None),
+    "programmatic_launch": ("m4_flash", None),
     "enforce_eager": ("m4_flash", None),
     "overlap": ("m5_chunked", None),
     "long_prefill_token_threshold": ("m5_chunked", None),

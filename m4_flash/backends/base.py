@@ -136,14 +136,15 @@ class AttentionBackend(ABC):
     capturable: ClassVar[bool] = False
     default_block_size: ClassVar[int] = 16
 
-    def __init__(self, cache: PagedKVCache, shape: AttentionShape) -> None:
+    def __init__(self, cache: PagedKVCache, shape: AttentionShape, *, pdl: bool = True) -> None:
         """Bind the cache.
 
         Args:
             cache: KV blocks on the model's device.
             shape: What :meth:`refusal` accepted.
+            pdl: Whether kernels of our own may launch programmatically, where the device can.
         """
-        self.cache, self.shape = cache, shape
+        self.cache, self.shape, self.pdl = cache, shape, pdl
         self.scale = shape.head_dim**-0.5
 
     @classmethod

@@ -15,9 +15,9 @@ class PagedBackend(AttentionBackend):
 
     name = "paged"
 
-    def __init__(self, cache: PagedKVCache, shape: AttentionShape) -> None:
+    def __init__(self, cache: PagedKVCache, shape: AttentionShape, *, pdl: bool = True) -> None:
         """Use M3's kernel where it can run, its gathering reference elsewhere."""
-        super().__init__(cache, shape)
+        super().__init__(cache, shape, pdl=pdl)
         self.use_kernel = kernel_supports(shape.device, shape.head_dim, cache.block_size)
 
     def forward(

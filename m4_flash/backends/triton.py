@@ -14,6 +14,7 @@ from torch import Tensor
 
 from m3_paged.kv_cache import PagedKVCache
 from m4_flash.backends.base import AttentionBackend, AttentionMetadata, AttentionShape
+from m4_flash.devices import supports_pdl
 
 
 class TritonBackend(AttentionBackend):
@@ -22,9 +23,9 @@ class TritonBackend(AttentionBackend):
     name = "triton"
     capturable = True
 
-    def __init__(self, cache: PagedKVCache, shape: AttentionShape) -> None:
-        """Look at how many multiprocessors there are to fill."""
-        super().__init__(cache, shape)
+    def __init__(self, cache: PagedKVCache, shape: AttentionShape, *, pdl: bool = True) -> None:
+        """Look at how many multiprocessors there are to fill, and how to launch."""
+        super().__init__(cache, shape, pdl=pdl and supports_pdl(shape.device))
         self.num_sms = 1
         gpu = shape.device.type == "cuda"
         if gpu:  # gpu-only: m4_flash/tests/test_gpu.py::test_backends_agree
@@ -61,7 +62,7 @@ class TritonBackend(AttentionBackend):
             splits = num_splits(metadata.num_seqs, k_cache.shape[2], self.num_sms)
             flash_decode(
                 q, k_cache, v_cache, tables, lens, starts if mixed else None, self.scale, out,
-                splits=splits,
+                splits=splits, pdl=self.pdl,
             )  # fmt: skip
         if mixed:
             flash_prefill(

@@ -30,6 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from m4_flash.kernels.launch import chain, launch_options
 from m4_flash.kernels.online_softmax import (
     LOG2_E,
     accumulate,
@@ -76,9 +77,10 @@ def _decode_kernel(
     KV_BLOCK: tl.constexpr, KV_PLACE: tl.constexpr, KV_HEAD: tl.constexpr,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, BLOCK_N: tl.constexpr, MAX_SEQS: tl.constexpr,
-    SPLIT: tl.constexpr, UPCAST: tl.constexpr,
+    SPLIT: tl.constexpr, UPCAST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     kv_head, place = tl.program_id(0), tl.program_id(1)
+    chain(PDL)
     if SPLIT:
         seqs, parts = deal(len_ptr, starts_ptr, num_seqs, places, BLOCK_N, MAX_SEQS)
         ends = tl.cumsum(parts, axis=0)
@@ -141,9 +143,10 @@ def _merge_kernel(
     part_ptr, lse_ptr, len_ptr, starts_ptr, out_ptr, num_seqs, places,
     OUT_TOKEN: tl.constexpr, OUT_HEAD: tl.constexpr,
     NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_N: tl.constexpr, MAX_SEQS: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_N: tl.constexpr, MAX_SEQS: tl.constexpr, BLOCK_P: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     head, seq = tl.program_id(0), tl.program_id(1)
+    chain(PDL)
     row = seq
     if starts_ptr is not None:
         row = tl.load(starts_ptr + seq)
@@ -205,6 +208,7 @@ def flash_decode(
     *,
     splits: int,
     config: DecodeConfig | None = None,
+    pdl: bool = False,
 ) -> None:
     """Attend with one query per sequence over its blocks; reference: ``naive_attention``.
 
@@ -224,6 +228,7 @@ def flash_decode(
         out: ``[num_tokens, num_heads, head_dim]``, written.
         splits: Places per sequence, from :func:`num_splits`; 1 cuts nothing.
         config: Tile size; by default that of this device's table.
+        pdl: Launch programmatically, see :mod:`m4_flash.kernels.launch`.
     """
     num_heads, head_dim = q.shape[1:]
     num_seqs, (block_size, num_kv_heads) = len(seq_lens), k_cache.shape[1:3]
@@ -245,8 +250,8 @@ def flash_decode(
         KV_BLOCK=k_cache.stride(0), KV_PLACE=k_cache.stride(1), KV_HEAD=k_cache.stride(2),
         NUM_HEADS=num_heads, GROUP=group, ROWS=max(triton.next_power_of_2(group), 16),
         HEAD_DIM=head_dim, BLOCK_SIZE=block_size, BLOCK_N=config.block_n, MAX_SEQS=max_seqs,
-        SPLIT=splits > 1, UPCAST=upcast(q.dtype),
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        SPLIT=splits > 1, UPCAST=upcast(q.dtype), PDL=pdl,
+        num_warps=config.num_warps, num_stages=config.num_stages, **launch_options(pdl),
     )  # fmt: skip
     if splits > 1:
         block_p = min(max(triton.next_power_of_2(splits), 16), 64)
@@ -254,7 +259,7 @@ def flash_decode(
             parts, lse, seq_lens, cu_seqlens_q, out, num_seqs, places,
             OUT_TOKEN=out.stride(0), OUT_HEAD=out.stride(1),
             NUM_HEADS=num_heads, HEAD_DIM=head_dim, BLOCK_N=config.block_n, MAX_SEQS=max_seqs,
-            BLOCK_P=block_p, num_warps=block_p // 8,
+            BLOCK_P=block_p, PDL=pdl, num_warps=block_p // 8, **launch_options(pdl),
         )  # fmt: skip
 
 

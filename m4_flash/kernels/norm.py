@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from m4_flash.kernels.launch import chain, launch_options
+
 MAX_WIDTH = 16384
 
 
@@ -20,11 +22,13 @@ def _rms_norm_kernel(
     x_ptr, residual_ptr, weight_ptr, out_ptr, sum_ptr,
     eps,
     x_stride, residual_stride,
-    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, ADD: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     mask = column < WIDTH
+    weight = tl.load(weight_ptr + column, mask=mask, other=0.0).to(tl.float32)
+    chain(PDL)
     x = tl.load(x_ptr + row * x_stride + column, mask=mask, other=0.0).to(tl.float32)
     if ADD:
         x += tl.load(
@@ -35,12 +39,11 @@ def _rms_norm_kernel(
         tl.store(sum_ptr + row * WIDTH + column, rounded, mask=mask)
         x = rounded.to(tl.float32)
     scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / WIDTH + eps)
-    weight = tl.load(weight_ptr + column, mask=mask, other=0.0).to(tl.float32)
     out = (x * scale * weight).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + row * WIDTH + column, out, mask=mask)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, pdl: bool = False) -> Tensor:
     """``x / sqrt(mean(x²) + eps) · weight`` (Zhang and Sennrich 2019, eq. 4).
 
     Computed in float32 and rounded once; reference: ``TorchOps.rms_norm``.
@@ -49,17 +52,20 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x: ``[..., width]`` with ``width <= 16384`` contiguous.
         weight: ``[width]``.
         eps: Epsilon of the norm.
+        pdl: Launch programmatically, see :mod:`m4_flash.kernels.launch`.
 
     Returns:
         Shape and dtype of ``x``, contiguous.
     """
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     rows = _rows(x)
-    _launch(rows, rows, weight, out, out, eps, add=False)
+    _launch(rows, rows, weight, out, out, eps, add=False, pdl=pdl)
     return out
 
 
-def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, pdl: bool = False
+) -> tuple[Tensor, Tensor]:
     """Add to the residual stream, then normalise the sum.
 
     The sum is rounded to the model's dtype first and normed after, as ``TorchOps.add_rms_norm``
@@ -70,6 +76,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
         residual: Same shape as ``x``.
         weight: ``[width]``.
         eps: Epsilon of the norm.
+        pdl: Launch programmatically, see :mod:`m4_flash.kernels.launch`.
 
     Returns:
         ``(rms_norm(x + residual), x + residual)``, both contiguous.
@@ -77,7 +84,7 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     assert x.shape == residual.shape, (x.shape, residual.shape)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     total = torch.empty_like(out)
-    _launch(_rows(x), _rows(residual), weight, out, total, eps, add=True)
+    _launch(_rows(x), _rows(residual), weight, out, total, eps, add=True, pdl=pdl)
     return out, total
 
 
@@ -95,6 +102,7 @@ def _launch(
     eps: float,
     *,
     add: bool,
+    pdl: bool,
 ) -> None:
     rows, width = x.shape
     assert width <= MAX_WIDTH, f"a row of {width} does not fit one program ({MAX_WIDTH} at most)"
@@ -104,6 +112,7 @@ def _launch(
         x, residual, weight, out, total,
         eps,
         x.stride(0), residual.stride(0),
-        WIDTH=width, BLOCK=block, ADD=add,
+        WIDTH=width, BLOCK=block, ADD=add, PDL=pdl,
         num_warps=min(max(block // 256, 1), 16),  # 8 elements, or 16 bytes, per thread
+        **launch_options(pdl),
     )  # fmt: skip

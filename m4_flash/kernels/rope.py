@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from common.model.interfaces import KVSink
+from m4_flash.kernels.launch import chain, launch_options
 from m4_flash.kernels.store import check_sink, slot_offset
 
 HEADS = 8
@@ -51,11 +52,12 @@ def _qk_norm_rope_kernel(
     cache_stride_block, cache_stride_place, cache_stride_head,
     Q_HEADS: tl.constexpr, KV_HEADS: tl.constexpr, HALF: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, NORM: tl.constexpr, STORE: tl.constexpr,
-    HEADS: tl.constexpr, HALF_P2: tl.constexpr,
+    HEADS: tl.constexpr, HALF_P2: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     token = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     half = tl.arange(0, HALF_P2)[None, :]
+    chain(PDL)
     # A row of the table: cos twice, then the sines with minus and with plus.
     row = cos_sin_ptr + token * cos_sin_stride + half
     cos = tl.load(row, mask=half < HALF, other=0.0)
@@ -107,6 +109,8 @@ def qk_norm_rope(
     eps: float,
     cos_sin: Tensor,
     sink: KVSink | None,
+    *,
+    pdl: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Normalise each head of q and k, rotate both, and fill the sink where there is one.
 
@@ -126,6 +130,7 @@ def qk_norm_rope(
         cos_sin: ``[..., 2 · head_dim]`` float32 rows of :func:`common.model.rope.rope_table`, with
             q's leading shape.
         sink: Where to store k and v, or None. A token with slot −1 is not stored.
+        pdl: Launch programmatically, see :mod:`m4_flash.kernels.launch`.
 
     Returns:
         The rotated ``(q, k)``, contiguous, in their own shapes.
@@ -162,7 +167,8 @@ def qk_norm_rope(
         *strides,
         Q_HEADS=num_heads, KV_HEADS=num_kv_heads, HALF=head_dim // 2,
         BLOCK_SIZE=block_size, NORM=norm, STORE=sink is not None,
-        HEADS=heads, HALF_P2=half,
+        HEADS=heads, HALF_P2=half, PDL=pdl,
         num_warps=min(max(heads * half // 256, 1), 8),  # 8 elements, or 16 bytes, per thread
+        **launch_options(pdl),
     )  # fmt: skip
     return q_out, k_out

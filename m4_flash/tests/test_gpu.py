@@ -18,6 +18,7 @@ from common.testing.fixtures import FAMILIES, NEW_TOKENS, TinyModel
 from m4_flash.backends.base import AttentionBackend, AttentionShape
 from m4_flash.backends.select import BACKENDS, select_backend
 from m4_flash.cuda_graph import Bucket, Buckets, CudaCapture
+from m4_flash.input_batch import InputBatch
 from m4_flash.staging import FIRST_SIZE, Staging
 from m4_flash.tests.step_cases import LAYER, step_case
 
@@ -180,6 +181,33 @@ def test_staging() -> None:
         assert arrived.integers[0].tolist() == numbers
         assert arrived.integers[1].tolist() == [turn]
         assert arrived.floats[0].tolist() == [turn / 8]
+
+
+@pytest.mark.parametrize("pad", [0, 3])
+def test_expand_equals_the_reference(pad: int) -> None:
+    """The step's tensors in one launch against PyTorch's, after real and padded sequences."""
+    batches = [
+        InputBatch(8, 64, 4, torch.device("cuda"), use_kernel=use_kernel)
+        for use_kernel in (False, True)
+    ]
+    steps = []
+    for batch in batches:
+        batch.sampling.token_ids.copy_(torch.arange(9 * 65).view(9, 65))
+        batch.block_tables.copy_(torch.arange(8 * 16).view(8, 16))
+        header = [[5, 2, 7], [9, 0, 30], [1, 4, 11], [1, 0, 1]]
+        batch.header[:, :3] = torch.tensor(header)
+        batch.header[:, 3 : 3 + pad] = 0
+        step = batch.expand(16 + pad, 3 + pad, max_query_len=16, host=None)
+        batch.append(step, torch.arange(900, 903 + pad, device="cuda"))
+        steps.append(step)
+    reference, ours = steps
+    for name in ("positions", "last", "rows", "draws"):
+        assert getattr(ours, name).equal(getattr(reference, name)), name
+    assert ours.token_ids[:16].equal(reference.token_ids[:16])
+    for name in ("slot_mapping", "cu_seqlens_q", "seq_lens", "block_tables"):
+        assert getattr(ours.attention, name).equal(getattr(reference.attention, name)), name
+    known = [batch.sampling.token_ids[:8] for batch in batches]
+    assert known[0].equal(known[1])
 
 
 def test_bfloat16_is_as_near_to_float32_as_the_reference_is(tiny: TinyModel) -> None:

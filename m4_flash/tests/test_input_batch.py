@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,9 +18,26 @@ from m4_flash.input_batch import InputBatch, StepTensors
 CPU = torch.device("cpu")
 SIZE = 4
 
+BOTH = pytest.mark.parametrize(
+    "use_kernel",
+    [
+        False,
+        pytest.param(
+            True,
+            marks=pytest.mark.skipif(
+                torch.cuda.is_available() or find_spec("triton") is None,
+                reason="needs Triton's interpreter; compiled in test_gpu.py",
+            ),
+        ),
+    ],
+    ids=["torch", "kernel"],
+)
 
-def make_batch(num_rows: int = 4, max_model_len: int = 32) -> InputBatch:
-    return InputBatch(num_rows, max_model_len, SIZE, CPU, engine_seed=5)
+
+def make_batch(
+    num_rows: int = 4, max_model_len: int = 32, *, use_kernel: bool = False
+) -> InputBatch:
+    return InputBatch(num_rows, max_model_len, SIZE, CPU, engine_seed=5, use_kernel=use_kernel)
 
 
 def make(seq_id: int, token_ids: list[int], **params: float) -> Sequence:
@@ -97,9 +116,10 @@ class TestRows:
         assert batch.nbytes == ids + params + tables + header
 
 
+@BOTH
 class TestExpand:
-    def test_a_mixed_step_by_hand(self) -> None:
-        batch = make_batch()
+    def test_a_mixed_step_by_hand(self, use_kernel: bool) -> None:
+        batch = make_batch(use_kernel=use_kernel)
         a, b = make(0, [10, 11, 12, 13, 14, 15]), make(1, [20, 21, 22])
         items = [part(b, 2, 1, (3,)), part(a, 1, 4, (6, 2))]
         batch.apply(SchedulerOutput(new=tuple(items)))
@@ -115,8 +135,8 @@ class TestExpand:
         assert attention.block_tables[:, :2].tolist() == [[3, 0], [6, 2]]
         assert (attention.max_query_len, attention.max_seq_len) == (4, 5)
 
-    def test_padding_computes_nothing_and_writes_nowhere(self) -> None:
-        batch = make_batch()
+    def test_padding_computes_nothing_and_writes_nowhere(self, use_kernel: bool) -> None:
+        batch = make_batch(use_kernel=use_kernel)
         a = make(0, [10, 11, 12])
         item = part(a, 0, 3, (5,))
         batch.apply(SchedulerOutput(new=(item,)))
@@ -131,8 +151,8 @@ class TestExpand:
         before[0, 3] = 77
         assert batch.sampling.token_ids[:-1].equal(before[:-1])
 
-    def test_a_header_is_overwritten_by_a_shorter_one(self) -> None:
-        batch = make_batch()
+    def test_a_header_is_overwritten_by_a_shorter_one(self, use_kernel: bool) -> None:
+        batch = make_batch(use_kernel=use_kernel)
         a, b = make(0, [1, 2]), make(1, [3, 4])
         items = [part(a, 1, 1, (0,)), part(b, 1, 1, (1,))]
         batch.apply(SchedulerOutput(new=tuple(items)))
@@ -141,8 +161,8 @@ class TestExpand:
         assert step.token_ids.tolist()[0] == 4
         assert step.attention.seq_lens.tolist() == [2, 0]
 
-    def test_a_sampled_id_is_the_next_steps_token(self) -> None:
-        batch = make_batch()
+    def test_a_sampled_id_is_the_next_steps_token(self, use_kernel: bool) -> None:
+        batch = make_batch(use_kernel=use_kernel)
         a = make(0, [1, 2, 3])
         first = part(a, 0, 3, (4,))
         batch.apply(SchedulerOutput(new=(first,)))
@@ -151,16 +171,16 @@ class TestExpand:
         second = part(a, 3, 1)
         assert expand(batch, [second]).token_ids.tolist() == [42]
 
-    def test_the_last_id_of_the_longest_sequence_has_a_place(self) -> None:
-        batch = make_batch(max_model_len=4)
+    def test_the_last_id_of_the_longest_sequence_has_a_place(self, use_kernel: bool) -> None:
+        batch = make_batch(max_model_len=4, use_kernel=use_kernel)
         a = make(0, [1, 2, 3, 4])
         item = part(a, 0, 4, (1,))
         batch.apply(SchedulerOutput(new=(item,)))
         batch.append(expand(batch, [item]), torch.tensor([9]))
         assert batch.sampling.token_ids[0].tolist() == [1, 2, 3, 4, 9]
 
-    def test_a_partial_prefill_drops_what_was_sampled(self) -> None:
-        batch = make_batch()
+    def test_a_partial_prefill_drops_what_was_sampled(self, use_kernel: bool) -> None:
+        batch = make_batch(use_kernel=use_kernel)
         a = make(0, [1, 2, 3, 4])
         item = part(a, 0, 2, (1,))
         batch.apply(SchedulerOutput(new=(item,)))
@@ -174,10 +194,10 @@ class TestExpand:
         order=st.randoms(use_true_random=False),
     )
     def test_any_step_equals_the_loop(
-        self, lengths: list[tuple[int, int]], pad: int, order: object
+        self, use_kernel: bool, lengths: list[tuple[int, int]], pad: int, order: object
     ) -> None:
         """The arithmetic on the device against the obvious loop over tokens."""
-        batch = make_batch(num_rows=8)
+        batch = make_batch(num_rows=8, use_kernel=use_kernel)
         items, block = [], 0
         for seq_id, (count, past) in enumerate(lengths):
             total = past + count
