@@ -42,7 +42,7 @@ def _silu_mul(gate, up):
 def _row_of_products(x_ptr, tiles, k, K: tl.constexpr, CHUNK: tl.constexpr, N: tl.constexpr):
     """Dot products of one row of x with N rows of W, the tiles of which are in registers."""
     sums = tl.zeros([N, CHUNK], dtype=tl.float32)
-    for chunk in tl.static_range(tl.cdiv(K, CHUNK)):
+    for chunk in tl.static_range((K + CHUNK - 1) // CHUNK):
         at = chunk * CHUNK + k
         if K % CHUNK == 0:
             x = tl.load(x_ptr + at).to(tl.float32)
@@ -56,7 +56,7 @@ def _row_of_products(x_ptr, tiles, k, K: tl.constexpr, CHUNK: tl.constexpr, N: t
 def _tiles_of(w_ptr, n, k, outputs, K: tl.constexpr, CHUNK: tl.constexpr):
     """All of some rows of W, a tile per chunk of inputs; 0 outside."""
     tiles = ()
-    for chunk in tl.static_range(tl.cdiv(K, CHUNK)):
+    for chunk in tl.static_range((K + CHUNK - 1) // CHUNK):
         at = chunk * CHUNK + k
         mask = (n < outputs)[:, None]
         if K % CHUNK != 0:
