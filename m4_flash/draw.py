@@ -18,7 +18,7 @@ from m2_batching.plan import ScheduledSequence, StepResult
 from m2_batching.step_interfaces import StepFlight
 from m4_flash.flight import DeviceFlight, HostFlight
 from m4_flash.input_batch import InputBatch, StepTensors
-from m4_flash.sampler import DeviceSampler, FilteredRow
+from m4_flash.sampler import DeviceSampler, FilteredRow, asks_for_more
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,11 @@ class DeviceDraw:  # gpu-only: m4_flash/tests/test_gpu.py::test_greedy_ids_equal
         """Filtered rows, logprobs, and the copy to the host."""
         ids = output.sampled
         assert ids is not None
-        rows = [self._row(index, item) for index, item in enumerate(items) if item.num_sampled]
+        rows = [
+            self._row(index, item)
+            for index, item in enumerate(items)
+            if item.num_sampled and asks_for_more(item.sequence.sampling_params)
+        ]
         filtered = [row for row in rows if self.sampler.needs_filtering(row)]
         if filtered:
             self.sampler.draw_filtered(output.logits, filtered, ids)

@@ -259,6 +259,17 @@ class DeviceSampler:
         )
 
 
+def asks_for_more(params: SamplingParams) -> bool:
+    """Whether a row may ever need filters or logprobs; the others are done after the pass."""
+    return (
+        params.logprobs is not None
+        or params.min_tokens > 0
+        or params.min_p > 0
+        or _is_sorted(params)
+        or _has_penalty(params)
+    )
+
+
 def _has_penalty(params: SamplingParams) -> bool:
     has_repetition = params.repetition_penalty != 1.0
     return has_repetition or bool(params.frequency_penalty or params.presence_penalty)

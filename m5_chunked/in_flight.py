@@ -31,17 +31,22 @@ class InFlight:
 
     def known(self, sequence: Sequence) -> int:
         """Its ids, those in flight included: a step may compute them."""
-        return sequence.num_tokens + self._count.get(sequence.seq_id, 0)
+        return len(sequence.token_ids) + self._count.get(sequence.seq_id, 0)
 
-    def ends(self, sequence: Sequence) -> bool:
-        """Whether it is certain to end when what is in flight has arrived: it is as long as it may.
+    def missing(self, sequence: Sequence) -> int:
+        """Its ids that no step has computed, those in flight included.
 
-        An EOS or a stop string cannot be foreseen; then a step more is computed for nothing.
+        None of one that is certain to end when what is in flight has arrived, because it is then as
+        long as it may be. An EOS or a stop string cannot be foreseen; then a step more is computed
+        for nothing. (Asked for each sequence in each step, hence one function with few calls.)
         """
-        if sequence.seq_id not in self._count:
-            return False
-        longest = sequence.num_prompt_tokens + sequence.sampling_params.max_tokens
-        return self.known(sequence) >= min(longest, self.max_model_len)
+        count = self._count.get(sequence.seq_id, 0)
+        known = len(sequence.token_ids) + count
+        if count:
+            longest = sequence.num_prompt_tokens + sequence.request.sampling_params.max_tokens
+            if known >= longest or known >= self.max_model_len:
+                return 0
+        return known - sequence.num_computed_tokens
 
     def launch(self, items: Iterable[ScheduledSequence]) -> None:
         """A step was planned that samples for ``items``."""

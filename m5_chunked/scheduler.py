@@ -159,10 +159,8 @@ class Scheduler:
 
         A parent leaves the last token of its prompt to each of its samples.
         """
-        if self._in_flight.ends(sequence):
-            return 0
-        missing = self._known(sequence) - sequence.num_computed_tokens
-        return missing - 1 if self._seats.is_parent(sequence) else missing
+        missing = self._in_flight.missing(sequence)
+        return missing - 1 if missing and self._seats.is_parent(sequence) else missing
 
     def _serve(self, sequence: Sequence, step: StepDraft) -> None:
         """Tokens for the next running sequence, preempting from the back if blocks run out.
@@ -285,7 +283,11 @@ class Scheduler:
 
     def _fork(self, step: StepDraft) -> None:
         """Start the samples whose prompt is computed but for its last token."""
-        for parent in [s for s in self.running if self._missing(s) == 0]:
+        if not self._seats.has_parents:
+            return
+        for parent in [s for s in self.running if self._seats.is_parent(s)]:
+            if self._missing(parent):
+                continue
             for child in self._seats.samples_of(parent):
                 self.manager.fork(parent, child)
                 child.num_computed_tokens = parent.num_computed_tokens

@@ -33,6 +33,11 @@ class Seats:
             self._samples[first.seq_id] = others[:count]
         return [first, *others[count:]]
 
+    @property
+    def has_parents(self) -> bool:
+        """Whether samples wait to be forked from anybody."""
+        return bool(self._samples)
+
     def is_parent(self, sequence: Sequence) -> bool:
         """Whether samples wait to be forked from it."""
         return sequence.seq_id in self._samples
