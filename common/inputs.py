@@ -68,6 +68,8 @@ class InputProcessor:
         if items and all(isinstance(item, Mapping) for item in items):
             messages = [dict(cast("Message", item)) for item in items]
             return self._need_tokenizer().apply_chat_template(messages, **template)
+        if set(map(type, items)) <= {int}:  # the usual case, without a look at each
+            return cast("list[int]", items)
         for item in items:
             if isinstance(item, bool) or not isinstance(item, int):
                 raise InvalidRequestError(
@@ -80,6 +82,8 @@ class InputProcessor:
         if not ids:
             raise InvalidRequestError("the prompt is empty: it has no token to continue from")
         for what, tokens in (("prompt", ids), ("stop_token_ids", params.stop_token_ids)):
+            if not tokens or (min(tokens) >= 0 and max(tokens) < vocab):
+                continue
             for token in tokens:
                 if not 0 <= token < vocab:
                     raise InvalidRequestError(

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from common.config import EngineConfig, options_of
 from common.errors import InvalidRequestError, OutOfMemoryError
+from common.garbage import freeze_imports
 from common.inputs import InputProcessor, Prompt, params_list, prompt_list
 from common.output_processor import RequestState
 from common.outputs import EngineStats, RequestOutput
@@ -78,6 +79,7 @@ class StepEngine(ABC):
             FoloError: A child that says which option, file or size is wrong.
         """
         self.config = EngineConfig.from_options(self.stage, {"model": str(model), **options})
+        freeze_imports()
         loaded = self.load()
         self.model, self.tokenizer, self.device = loaded.model, loaded.tokenizer, loaded.device
         self.max_model_len = loaded.config.resolve_max_model_len(self.config.max_model_len)

@@ -10,7 +10,7 @@ from m2_batching.plan import SchedulerOutput
 from m2_batching.step_interfaces import StepFlight
 from m3_paged.kv_cache import PagedKVCache
 from m4_flash.backends.base import AttentionBackend, BackendAttend, HostLengths
-from m4_flash.cuda_graph import Bucket, Buckets, Capture, GraphPool
+from m4_flash.cuda_graph import MAX_MIXED_TOKENS, Bucket, Buckets, Capture, GraphPool
 from m4_flash.draw import Draw, StepOutput
 from m4_flash.input_batch import InputBatch
 
@@ -58,6 +58,25 @@ class FlashRunner:
         assert self.backend.capturable, f"{self.backend.name} needs lengths on the host"
         self.batch.header.zero_()
         self.graphs = GraphPool(buckets, self._bucket_pass, capture)
+
+    @torch.inference_mode()
+    def warm_up(self, num_tokens: int = MAX_MIXED_TOKENS) -> None:
+        """Run eager steps that compute nothing, so that no kernel compiles when requests wait.
+
+        Kernels are compiled once per power of two of sequences, for a step of first chunks, and
+        for decodes beside a chunk. That takes seconds the first time, and then they are on disk.
+
+        Args:
+            num_tokens: Padding tokens of each step, more than a recorded one has.
+        """
+        self.batch.header.zero_()
+        last = self.batch.num_rows
+        for seqs in [*(2**i for i in range(last.bit_length()) if 2**i < last), last]:
+            tokens = num_tokens + seqs
+            first = HostLengths((tokens,), (tokens,))
+            mixed = HostLengths((1,) * (seqs - 1) + (2,), (3,) * seqs)
+            for host in (first, mixed):
+                self._pass(tokens, seqs, max(host.query_lens), host, samples=True)
 
     @torch.inference_mode()
     def launch(self, plan: SchedulerOutput) -> StepFlight:

@@ -361,3 +361,11 @@ def test_throughput_on_a_gpu(tmp_path: Path) -> None:
         ("m4_flash", "triton"), ("m3_paged", "paged"),
     }  # fmt: skip
     assert all(0 < row["median"] <= 1 for row in rows)
+
+
+@pytest.mark.gpu
+def test_few_rows_on_a_gpu(tmp_path: Path) -> None:
+    result = run_bench("few_rows", write_half_model(tmp_path / "model"), tmp_path, "cuda")
+    times = result.select(metric="time", rows=1)
+    assert {row["product"] for row in times} >= {"torch", "gemv"}
+    assert all(row["median"] > 0 for row in times)

@@ -243,3 +243,20 @@ def test_an_engine_gives_its_memory_back(tiny: TinyModel) -> None:
     gc.collect()
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() <= before + 2**20
+
+
+def test_nothing_compiles_while_requests_run(tiny: TinyModel) -> None:
+    """Whatever the mix of lengths, every kernel was made when the engine was."""
+    import triton
+
+    compiled: list[str] = []
+    engine = make(tiny, num_blocks=512, max_num_seqs=40, max_model_len=512)
+    hook = triton.knobs.runtime.jit_cache_hook
+    triton.knobs.runtime.jit_cache_hook = lambda *_, **given: compiled.append(given["repr"])
+    try:
+        prompts = [[(5 * i + k) % 256 for k in range(1 + 37 * i % 300)] for i in range(40)]
+        params = [SamplingParams(temperature=i % 2, max_tokens=3 + i) for i in range(40)]
+        engine.generate(prompts, params)
+    finally:
+        triton.knobs.runtime.jit_cache_hook = hook
+    assert compiled == []

@@ -15,6 +15,7 @@ from m2_batching.plan import BlockCopy, ScheduledSequence, SchedulerOutput
 from m4_flash.cuda_graph import Buckets, NullCapture
 
 SIZE = 16
+WARM = 20
 
 
 def make_runner(tiny: TinyModel, backend: str, **options: Any) -> Any:
@@ -149,3 +150,12 @@ def test_recorded_steps_write_no_kv(tiny: TinyModel) -> None:
     runner = make_runner(tiny, "triton")
     runner.record_graphs(SmallBuckets(), NullCapture())
     assert runner.cache.kv.isnan().all()
+
+
+def test_warming_up_computes_nothing(tiny: TinyModel) -> None:
+    """No K or V is written, no id, no row."""
+    runner = make_runner(tiny, "triton")
+    known = runner.batch.sampling.token_ids.clone()
+    runner.warm_up(WARM)
+    assert runner.cache.kv.isnan().all()
+    assert runner.batch.sampling.token_ids[:-1].equal(known[:-1])

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from common.model_costs import decode_bytes
-from common.results import Result, Row
+from common.profiling import KernelProfile
+from common.results import Result, Row, read_result
 from common.testing.conformance import ids_of
 from common.workload import Workload, long_among_short, random_lengths
 from m2_batching.tests.bench_runs import (
@@ -23,7 +24,7 @@ from m2_batching.tests.bench_runs import (
 )
 from m4_flash.benchmarks import throughput as m4_throughput
 from m4_flash.engine import LLMEngine as M4Engine
-from m5_chunked.benchmarks import chunk_size, gaps, throughput
+from m5_chunked.benchmarks import chunk_size, gaps, speed, throughput
 from m5_chunked.benchmarks.landing import Case
 from m5_chunked.benchmarks.variants import UNCHUNKED, Variant
 from m5_chunked.engine import LLMEngine
@@ -253,10 +254,67 @@ def test_benchmarks_on_a_gpu(tmp_path: Path) -> None:
     folder = write_half_model(tmp_path / "model")
     command: list[Any] = ["--smoke", "--model", str(folder), "--device", "cuda", "--repeat", "1"]
     assert bench("m5_chunked", NAMES, [*command, "--out", str(tmp_path / "out")]) == 0
-    from common.results import read_result
-
     for name in NAMES:
         (path,) = (tmp_path / "out").glob(f"*/m5_chunked-{name}.json")
         result = read_result(path)
         assert (result.config["attention_backend"], result.config["graphs"]) == ("triton", True)
         assert {row["engine"] for row in result.rows} == {"m4_flash", "m5_chunked"}
+
+
+class TestSpeed:
+    """What the engine does with everything on, and without one thing at a time."""
+
+    def test_every_variant_serves_everything(self, wide_model: Path, tmp_path: Path) -> None:
+        from m1_basic.benchmarks.command import bench
+
+        command = ["--smoke", "--model", str(wide_model), "--device", "cpu", "--repeat", "1"]
+        assert bench("m5_chunked", ["speed"], [*command, "--out", str(tmp_path)]) == 0
+        (path,) = tmp_path.glob("*/m5_chunked-speed.json")
+        result = read_result(path)
+        for variant in ("all on", "PyTorch's products"):
+            (step,) = result.select(metric="step_time", variant=variant)
+            (rate,) = result.select(metric="decode_throughput", variant=variant)
+            assert rate["median"] == pytest.approx(1 / step["median"])
+            (served,) = result.select(metric="output_throughput", variant=variant)
+            assert served["workload"] == "fixed-2x8+4"
+        slower = {row["workload"]: row["median"] for row in result.select(metric="speedup")}
+        on, off = (
+            speed.times_of(result.select(variant=name)) for name in ("all on", "PyTorch's products")
+        )
+        assert slower == pytest.approx({name: off[name] / on[name] for name in on})
+        assert len(slower) == 2
+
+    def test_idle_time_counts_long_gaps_only(self) -> None:
+        us = 1e-6
+        spans = ((0.0, 10 * us), (11 * us, 20 * us), (15 * us, 30 * us), (50 * us, 60 * us))
+        profile = KernelProfile(1.0, spans)
+        assert speed.idle_time(profile) == pytest.approx(20 * us)
+        assert speed.idle_time(profile, least=0.5 * us) == pytest.approx(21 * us)
+        assert speed.idle_time(KernelProfile(1.0, ())) == 0
+
+    def test_a_gpu_serves_the_large_workload_and_switches_everything(self) -> None:
+        gpu = speed.sizes(Namespace(smoke=False, device="cuda", full=False))
+        assert gpu.whole is not None
+        assert len(gpu.whole.requests) == gpu.max_num_seqs == 256
+        longest = max(gpu.max_model_len, gpu.prompt + gpu.steps + 1)
+        assert longest == gpu.max_model_len
+        cpu = speed.sizes(Namespace(smoke=False, device="cpu", full=False))
+        assert cpu.whole is None
+
+
+@pytest.mark.gpu
+def test_exposed_host_time(tmp_path: Path) -> None:
+    """Every switch on a GPU, and the gaps while everybody decodes."""
+    from common.workload import fixed
+    from m4_flash.tests.bench_runs import write_half_model
+
+    folder = write_half_model(tmp_path / "model")
+    args = Namespace(
+        smoke=False, full=False, device="cuda", dtype="auto", model=str(folder), repeat=1
+    )
+    size = speed.Sizes(16, 4, (fixed(2, 8, 4),), fixed(4, 8, 60), 128, 4, 1024)
+    for name, options in speed.variants(args, []).items():
+        rows = speed.variant_rows(name, options, size, args)
+        (exposed,) = [row for row in rows if row["metric"] == "exposed_host"]
+        assert 0 <= exposed["median"] < 1
+        assert exposed["running"] == 4
