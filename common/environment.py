@@ -143,13 +143,16 @@ def commit(root: Path = REPOSITORY) -> str:
     """The state of the source: a commit hash, with a digest of the changes where there are any.
 
     ``<hash>`` for a clean tree and ``<hash>-dirty.<8 hex>`` otherwise, so that two dirty trees are
-    the same only if their changes are. Result files do not make a tree dirty. Where ``root`` is no
-    git checkout, the environment variable ``FOLOVLLM_COMMIT`` says it (``python -m common.bench
-    commit`` prints the value to set), and ``unknown`` is returned without it.
+    the same only if their changes are. Result files do not make a tree dirty. The environment
+    variable ``FOLOVLLM_COMMIT`` says it for a copy of a tree (``python -m common.bench commit``
+    prints the value to set there); without it, what is no git checkout is ``unknown``.
     """
+    named = os.environ.get(COMMIT_VARIABLE)
+    if named:
+        return named
     top, head = _git(root, "rev-parse", "--show-toplevel"), _git(root, "rev-parse", "HEAD")
     if top is None or head is None or Path(top.strip()).resolve() != root.resolve():
-        return os.environ.get(COMMIT_VARIABLE) or UNKNOWN
+        return UNKNOWN
     scope = ("--", ".", f":(exclude){RESULTS}")
     changes = _git(root, "diff", "HEAD", "--binary", *scope) or ""
     listed = _git(root, "ls-files", "--others", "--exclude-standard", "-z", *scope) or ""
