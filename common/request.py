@@ -249,7 +249,7 @@ class Sequence:
     @property
     def is_finished(self) -> bool:
         """Whether no further step will touch it."""
-        return self.status.is_finished
+        return self.status in _FINISHED
 
     @property
     def finish_reason(self) -> FinishReason | None:

@@ -166,7 +166,8 @@ class Scheduler:
                     num_sampled=0 if is_parent else 1,
                 )
             )
-        self.running.sort(key=_importance)
+        if new:
+            self.running.sort(key=_importance)
         return new
 
     def _find_room(
@@ -232,6 +233,8 @@ class Scheduler:
             The parent's ``seq_id`` by the child's.
         """
         parents: dict[int, int] = {}
+        if not self._siblings:
+            return parents
         for parent in [s for s in self.running if s.seq_id in self._siblings]:
             assert parent.num_computed_tokens == parent.num_tokens - 1
             for child in self._siblings.pop(parent.seq_id):

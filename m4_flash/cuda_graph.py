@@ -9,7 +9,7 @@ steps is read from them on the device.
 ::
 
     decode buckets   (1, 1) (2, 2) (4, 4) (8, 8) (16, 16) (24, 24) … (max_num_seqs, max_num_seqs)
-    mixed buckets    up to 512 tokens, a few counts of sequences each
+    mixed buckets    up to 2,048 tokens, a few counts of sequences each
 
 Larger steps run eagerly: their kernels take longer than their launches. All graphs share one pool
 of memory, the largest is captured first, and smaller ones fit into what it left. As in vLLM
@@ -29,8 +29,8 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-MAX_MIXED_TOKENS = 512
-MIXED_TOKENS = (16, 32, 64, 128, 256, 384, MAX_MIXED_TOKENS)
+MAX_MIXED_TOKENS = 2048
+MIXED_TOKENS = (16, 32, 64, 128, 256, 384, 512, 768, 1024, 1536, MAX_MIXED_TOKENS)
 MIXED_SEQS = (1, 4, 16, 64, 256)
 
 T = TypeVar("T")

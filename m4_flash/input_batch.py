@@ -183,20 +183,18 @@ class InputBatch:
             num_seqs: Entries of the index list; those behind ``items`` compute nothing.
         """
         padding = [0] * (num_seqs - len(items))
-        header = (
-            [self._row_of[item.seq_id] for item in items] + padding,
-            [item.start for item in items] + padding,
-            [item.num_tokens for item in items] + padding,
-            [item.num_sampled for item in items] + padding,
-        )
+        header = [self._row_of[item.seq_id] for item in items] + padding
+        header += [item.start for item in items] + padding
+        header += [item.num_tokens for item in items] + padding
+        header += [item.num_sampled for item in items] + padding
         deltas, self._deltas = self._deltas, _Deltas()
-        sent = self._staging.send((*header, *deltas.integers), (deltas.temperatures,))
-        self.header[:, :num_seqs] = torch.stack(sent.integers[: len(HEADER)])
+        sent = self._staging.send((header, *deltas.integers), (deltas.temperatures,))
+        self.header[:, :num_seqs] = sent.integers[0].view(len(HEADER), num_seqs)
         self._scatter(deltas, sent)
 
     def _scatter(self, deltas: _Deltas, sent: Sent) -> None:
         """Put what arrived into its rows."""
-        rows, lens, seeds, token_places, ids, block_places, blocks = sent.integers[len(HEADER) :]
+        rows, lens, seeds, token_places, ids, block_places, blocks = sent.integers[1:]
         if deltas.rows:
             self.sampling.prompt_lens[rows] = lens.int()
             self.sampling.seeds[rows] = seeds

@@ -187,16 +187,16 @@ def busy_rows(engine: Engine, workload: Workload, device: str, window: int = WIN
 
     def admit() -> None:
         while scheduler.waiting:
-            engine.step()
+            engine.step(only_finished=True)
 
     def decode() -> None:
         for _ in range(window):
-            engine.step()
+            engine.step(only_finished=True)
 
     rows = _window_rows("prompts", engine, admit, workload, device)
     rows += _window_rows("decode", engine, decode, workload, device)
     while len(scheduler.running) > max(len(ids) // 8, 1):
-        engine.step()
+        engine.step(only_finished=True)
     rows += _window_rows("tail", engine, decode, workload, device)
     for request_id in ids:
         engine.abort(request_id)

@@ -4,7 +4,7 @@ At decode with few sequences a linear layer is its weight: 16 bits are read for 
 library's kernels are made for tiles of 64 rows and reach half of the memory's speed on the small
 matrices of a 0.6B model. Two kernels here, by the number of rows::
 
-    up to 4 rows     a program holds BLOCK_N whole rows of W in registers, a multiply per weight
+    few rows         a program holds BLOCK_N whole rows of W in registers, a multiply per weight
     up to 16 rows    a program streams BLOCK_N rows of W through the tensor cores
 
 The first one reads its part of W *before* it waits for the kernel that makes x (see
@@ -27,8 +27,7 @@ from torch import Tensor
 from m4_flash.kernels.launch import chain, launch_options
 
 MAX_ROWS = 16
-WHOLE_ROWS = 4
-"""Up to so many rows of x, W is held in registers."""
+MANY_OUTPUTS = 4096
 CHUNK = 1024
 """Inputs of one tile: 8 elements, or 16 bytes, for each thread of 4 warps."""
 
@@ -114,12 +113,16 @@ def _dot_kernel(
     y = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
     up = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
     for first in tl.range(0, K, BLOCK_K):
-        known_k = first + k < K
-        w = tl.load(w_ptr + first, mask=known_n & known_k[:, None], other=0.0)
-        x = tl.load(x_ptr + first, mask=known_m & known_k[None, :], other=0.0)
+        if K % BLOCK_K == 0:  # a mask that the compiler cannot see through costs the pipeline
+            w_mask, x_mask = known_n, known_m
+        else:
+            w_mask = known_n & (first + k < K)[:, None]
+            x_mask = known_m & (first + k < K)[None, :]
+        w = tl.load(w_ptr + first, mask=w_mask, other=0.0)
+        x = tl.load(x_ptr + first, mask=x_mask, other=0.0)
         y = tl.dot(x, w, y, input_precision="ieee")
         if GATED:
-            w = tl.load(up_ptr + first, mask=known_n & known_k[:, None], other=0.0)
+            w = tl.load(up_ptr + first, mask=w_mask, other=0.0)
             up = tl.dot(x, w, up, input_precision="ieee")
     if BIAS:
         y += _bias_of(bias_ptr, n, outputs)[None, :]
@@ -144,6 +147,11 @@ class GemvConfig:
     num_warps: int
 
 
+def holds_whole_rows(rows: int, outputs: int) -> bool:
+    """Whether the first kernel is the faster one; measured as :func:`few_rows_config`."""
+    return rows <= 2 or (rows <= 4 and outputs <= MANY_OUTPUTS)
+
+
 def few_rows_config(rows: int, outputs: int, inputs: int) -> GemvConfig:
     """What was fastest on an H100 for the four matrices of Qwen3-0.6B (benchmark ``gemv``).
 
@@ -157,7 +165,9 @@ def few_rows_config(rows: int, outputs: int, inputs: int) -> GemvConfig:
     """
     if inputs > 2 * CHUNK and rows <= 2:
         return GemvConfig(8 if rows == 1 else 4, 8)
-    return GemvConfig(4 if rows == 1 or outputs < 2048 else 8, 4)
+    if rows == 1 or outputs < 2048:
+        return GemvConfig(4, 4)
+    return GemvConfig(16 if outputs > MANY_OUTPUTS else 8, 4)
 
 
 def gemv(
@@ -186,7 +196,7 @@ def gemv(
     out = torch.empty(rows, outputs, dtype=x.dtype, device=x.device)
     options = {"GATED": gated, "BIAS": bias is not None, "PDL": pdl, **launch_options(pdl)}
     given_bias = weight if bias is None else bias  # stands in for what the kernel never reads
-    if rows <= WHOLE_ROWS:
+    if holds_whole_rows(rows, len(weight)):
         config = few_rows_config(rows, outputs, inputs)
         _few_rows_kernel[(triton.cdiv(outputs, config.block_n),)](
             x, weight, given_bias, out, outputs, x.stride(0),

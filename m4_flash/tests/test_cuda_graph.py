@@ -59,8 +59,8 @@ def test_all_buckets_are_distinct_and_the_largest_comes_first() -> None:
     assert every == sorted(every, reverse=True)
     assert Bucket(64, 64) in every
     assert Bucket(64, 64).max_query_len == 1
-    assert Bucket(512, 1) in every
-    assert every[0] == Bucket(512, 64)
+    assert Bucket(2048, 1) in every
+    assert every[0] == Bucket(2048, 64)
 
 
 def test_no_mixed_bucket_where_none_is_wanted() -> None:

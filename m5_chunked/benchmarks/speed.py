@@ -52,8 +52,8 @@ class Sizes:
     Attributes:
         prompt: Tokens of the single stream's prompt, also of the one whose TTFT is taken.
         steps: Decode steps of the single stream.
-        batches: Workloads of every variant, in ``--repeat`` rounds.
-        whole: The large one: one round, and ``--repeat`` rounds with all on; None for none.
+        batches: Smaller workloads. All on serves ``--repeat`` rounds of each, the others one.
+        whole: The large one; None for none.
         max_model_len: Longest sequence.
         max_num_seqs: Sequences at a time.
         pool_tokens: Places of the KV pool.
@@ -113,6 +113,7 @@ def run(args: Namespace, notes: list[str]) -> tuple[Result, str]:
         found = variant_rows(name, options, size, args)
         rows += found
         seconds = times_of(found)
+        print(f"  {name}: {seconds}", flush=True)
         base = base or seconds
         rows += [
             row("speedup", "ratio", taken / base[workload], variant=name, workload=workload)
@@ -139,16 +140,16 @@ def variant_rows(name: str, options: Mapping[str, Any], size: Sizes, args: Names
     for _ in range(2):
         stream(engine, size, new_tokens=3)
         run_batch(engine, (size.whole or size.batches[-1]).subset(2))
-    first, step = zip(*(stream(engine, size) for _ in range(args.repeat)), strict=True)
+    everything = name == ALL_ON
+    rounds = args.repeat if everything else 1  # a switch that is off is not the headline
+    first, step = zip(*(stream(engine, size) for _ in range(rounds)), strict=True)
     labels = {"variant": name, "workload": stream_name(size)}
     rows = [
         row("ttft", "s", list(first), **labels),
         row("step_time", "s", list(step), **labels),
         row("decode_throughput", "tok/s", [1 / seconds for seconds in step], **labels),
     ]
-    everything = name == ALL_ON
     for workload in (*size.batches, *([size.whole] if size.whole else ())):
-        rounds = args.repeat if everything or workload is not size.whole else 1
         served = [serving_metrics(run_batch(engine, workload)) for _ in range(rounds)]
         rows += serving_rows(served, variant=name, workload=workload.name)
     if size.whole:  # gpu-only: m5_chunked/tests/test_benchmarks.py::test_exposed_host_time

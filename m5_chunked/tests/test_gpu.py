@@ -87,23 +87,23 @@ def test_mixed_steps_run_through_graphs_and_say_what_they_padded(
 
 
 def test_a_step_beyond_the_largest_graph_runs_eagerly(tiny: TinyModel) -> None:
-    """600 tokens of two prompts beside two decodes are not padded."""
+    """2,400 tokens of six prompts beside two decodes are not padded."""
     engine = poison(
-        make(tiny, max_num_batched_tokens=602, max_num_seqs=4, num_blocks=128, trace=True,
+        make(tiny, max_num_batched_tokens=2402, max_num_seqs=8, num_blocks=256, trace=True,
              max_model_len=512)
     )  # fmt: skip
-    prompts = [[(7 * i + k) % 256 for i in range(400)] for k in range(2)]
+    prompts = [[(7 * i + k) % 256 for i in range(400)] for k in range(6)]
     names = [engine.add_request(prompt, greedy(8)) for prompt in tiny.prompts[:2]]
     for _ in range(2):
         engine.step()
     names += [engine.add_request(prompt, greedy(4)) for prompt in prompts]
     outputs = run_all(engine)
-    large = [step for step in engine.trace if step.num_tokens == 602]
+    large = [step for step in engine.trace if step.num_tokens == 2402]
     assert len(large) == 1
     assert is_mixed(large[0])
     assert large[0].num_padding_tokens == 0
     for name, prompt, tokens in zip(
-        names, (*tiny.prompts[:2], *prompts), (8, 8, 4, 4), strict=True
+        names, (*tiny.prompts[:2], *prompts), (8, 8, 4, 4, 4, 4, 4, 4), strict=True
     ):
         found = list(outputs[name].outputs[0].token_ids)
         if len(prompt) < 400:  # prompts of the fixtures have a margin at every step
