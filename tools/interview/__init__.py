@@ -1,0 +1,1 @@
+"""The interview questions of ``interview/questions``: loaded, proved, asked."""
