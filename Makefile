@@ -34,7 +34,7 @@ space := $(empty) $(empty)
 export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo test test-docs gpu-test coverage lint format docs check-docs serve-docs notebooks compare clean
+.PHONY: help setup demo interview test test-docs gpu-test coverage lint format docs check-docs serve-docs notebooks compare clean
 
 ## help · This list
 help:
@@ -93,6 +93,11 @@ demo: $(RUNTIME)
 ## notebooks · Install JupyterLab and open it on notebooks/
 notebooks: $(NOTEBOOKS)
 	@$(PY) -m jupyter lab --notebook-dir=notebooks $(ARGS)
+
+## interview · Ask yourself questions: make interview STAGE=m3; also THEME, COUNT, SEED, MODEL
+interview: $(DEV)
+	@$(PY) -m tools.interview $(if $(STAGE),--stage "$(STAGE)") $(if $(THEME),--theme "$(THEME)") \
+	  $(if $(COUNT),--count "$(COUNT)") $(if $(SEED),--seed "$(SEED)") $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 ## mN-run · Run stage N's command line: make m1-run ARGS='"Hello" --max-tokens 8'
 ## mN-test · Run stage N's tests

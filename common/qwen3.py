@@ -80,6 +80,28 @@ QWEN3_0_6B_HF_CONFIG: dict[str, Any] = {
 QWEN3_0_6B = ModelConfig.from_dict(QWEN3_0_6B_HF_CONFIG, {"eos_token_id": [151645, 151643]})
 """Its architecture; ``generation_config.json`` adds ``<|endoftext|>`` as a second EOS."""
 
+
+def _sibling(layers: int, hidden: int, inner: int, heads: int, *, tied: bool) -> ModelConfig:
+    """Another dense Qwen3: what its ``config.json`` says otherwise than that of the 0.6B."""
+    differs: dict[str, Any] = {
+        "num_hidden_layers": layers,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_attention_heads": heads,
+        "tie_word_embeddings": tied,
+    }
+    generation = {"eos_token_id": [151645, 151643]}
+    return ModelConfig.from_dict(QWEN3_0_6B_HF_CONFIG | differs, generation)
+
+
+QWEN3_SHAPES: dict[str, ModelConfig] = {
+    "Qwen3-0.6B": QWEN3_0_6B,
+    "Qwen3-1.7B": _sibling(28, 2048, 6144, 16, tied=True),
+    "Qwen3-4B": _sibling(36, 2560, 9728, 32, tied=True),
+    "Qwen3-8B": _sibling(36, 4096, 12288, 32, tied=False),
+}
+"""Dense Qwen3 models by name; the larger ones are for "and what if it were the 8B?"."""
+
 BLOCK_SIZE = 16
 """Tokens per KV block in the numbers below."""
 

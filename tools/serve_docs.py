@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-_WATCHED = ("docs", "notebooks", "common", "tools", "mkdocs.yml")
-_SUFFIXES = {".md", ".py", ".ipynb", ".json", ".txt", ".css", ".js", ".yml", ".svg"}
+_WATCHED = ("docs", "notebooks", "common", "tools", "interview", "mkdocs.yml")
+_SUFFIXES = {".md", ".py", ".ipynb", ".json", ".txt", ".css", ".js", ".yml", ".yaml", ".svg"}
 _POLL_SECONDS = 1.0
 
 

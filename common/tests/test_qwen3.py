@@ -4,7 +4,8 @@ import pytest
 
 from common.devices import GIB
 from common.model_config import ModelConfig
-from common.qwen3 import CONSTANTS, QWEN3_0_6B, QWEN3_0_6B_HF_CONFIG
+from common.model_costs import kv_bytes, parameter_counts
+from common.qwen3 import CONSTANTS, QWEN3_0_6B, QWEN3_0_6B_HF_CONFIG, QWEN3_SHAPES
 
 KIB, MIB = 1024, 1024**2
 
@@ -31,6 +32,26 @@ def test_transformers_reads_the_same_config() -> None:
         theirs.to_dict() | {"dtype": "bfloat16"}, {"eos_token_id": [151_645, 151_643]}
     )
     assert again == QWEN3_0_6B
+
+
+# Parameters as the models are published (a tied matrix once), KiB of KV per token.
+@pytest.mark.parametrize(
+    "name, parameters, kv_kib",
+    [
+        ("Qwen3-0.6B", 596_049_920, 112),
+        ("Qwen3-1.7B", 1_720_574_976, 112),
+        ("Qwen3-4B", 4_022_468_096, 144),
+        ("Qwen3-8B", 8_190_735_360, 144),
+    ],
+)
+def test_the_larger_models_have_their_published_size(
+    name: str, parameters: int, kv_kib: int
+) -> None:
+    shape = QWEN3_SHAPES[name]
+    assert parameter_counts(shape).total == parameters
+    assert kv_bytes(shape) == kv_kib * KIB
+    assert (shape.num_kv_heads, shape.head_dim, shape.vocab_size) == (8, 128, 151_936)
+    assert shape.eos_token_ids == QWEN3_0_6B.eos_token_ids
 
 
 # What the notes quote, as it is quoted: name, value in the quoted unit, digits after the point.

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from tools import outputs
 from tools.docs_build.context import PageContext
 from tools.docs_build.errors import DocsError
+from tools.docs_build.interview import render_questions
 from tools.docs_build.reference import api_pages, constants_table, engine_table, option_table
 from tools.docs_build.source import extract
 from tools.docs_build.stages import render_stages
@@ -184,6 +185,11 @@ def _constants(directive: Directive, _: PageContext) -> list[str]:
     return constants_table(sheet, directive.argument)
 
 
+def _questions(directive: Directive, context: PageContext) -> list[str]:
+    directive.only("stage", "theme")
+    return render_questions(directive.argument, directive.options, context)
+
+
 def _quoted(text: str) -> str:
     return text.replace('"', "'")
 
@@ -198,4 +204,5 @@ _DIRECTIVES: dict[str, Callable[[Directive, PageContext], list[str]]] = {
     "api": _api,
     "options": _options,
     "constants": _constants,
+    "questions": _questions,
 }

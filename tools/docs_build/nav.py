@@ -14,6 +14,7 @@ _TABS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Learn", "learn", ("index.md", *(stage.note.removeprefix("docs/learn/") for stage in STAGES))),
     ("Stages", "stages", tuple(f"{stage.package}.md" for stage in STAGES)),
     ("Notebooks", "notebooks", tuple(f"{stage.stem}.md" for stage in STAGES)),
+    ("Interview", "interview", ("index.md", "by-stage.md", "by-theme.md", "cards.md")),
     ("Benchmarks", "benchmarks", ("index.md",)),
     ("Development", "dev", ("index.md", *(f"milestone_{s.number}.md" for s in STAGES))),
     ("API", "api", ("index.md", "common.md", *(f"{stage.package}.md" for stage in STAGES))),
