@@ -40,8 +40,9 @@ def value_for(question: Question, number: Number, model: str) -> float:
     Raises:
         QuestionError: The expression does not evaluate.
     """
-    names = {**vars(devices), **vars(model_costs), **vars(qwen3)}
-    names |= {name: constant.value for name, constant in qwen3.CONSTANTS.items()}
+    constants = {name: constant.value for name, constant in qwen3.CONSTANTS.items()}
+    # Functions win: the sheet names some of its values of Qwen3-0.6B like them.
+    names = {**constants, **vars(devices), **vars(model_costs), **vars(qwen3)}
     try:
         return evaluate(number.expression, names | {"model": MODELS[model]})
     except (DocsError, TypeError, ValueError, ArithmeticError, LookupError) as error:
