@@ -29,6 +29,8 @@ _RATIO = {"ratio": 1.0, "x": 1.0, "×": 1.0, "times": 1.0}
 _COUNT = {"k": 1e3, "m": 1e6, "g": 1e9, "b": 1e9, "t": 1e12}
 _COUNT |= {"thousand": 1e3, "million": 1e6, "billion": 1e9}
 _SCALED = (_BYTES, _SECONDS, _SHARE, _RATIO)
+# What arithmetic and a function given something odd may raise.
+_FAILURES = (DocsError, TypeError, ValueError, AttributeError, ArithmeticError, LookupError)
 _ANSWER = re.compile(
     r"(?:about |~|≈)?\s*(?P<number>[+-]?(?:\d[\d,_]*\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(?P<unit>\D*)"
 )
@@ -45,7 +47,7 @@ def value_for(question: Question, number: Number, model: str) -> float:
     names = {**constants, **vars(devices), **vars(model_costs), **vars(qwen3)}
     try:
         return evaluate(number.expression, names | {"model": MODELS[model]})
-    except (DocsError, TypeError, ValueError, ArithmeticError, LookupError) as error:
+    except _FAILURES as error:
         place = "number.expression"
         raise QuestionError(question.file, question.id, place, f"{model}: {error}") from error
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import ConfigError
+from tools.docs_build.values import NBSP
 from tools.interview.numbers import FIRST_MODEL, MODELS, is_right, read_number, show, value_for
 from tools.interview.schema import LEVELS, Number, Question
 from tools.interview.text import plain
@@ -95,12 +96,13 @@ class Session:
     def _ask_number(self, question: Question, number: Number, score: Score) -> None:
         model = self.model or self.rng.choice(other_models(question, number))
         value = value_for(question, number, model)
+        shown = show(value, number.unit).replace(NBSP, " ")
         ask = plain(question, "number.ask", number.ask.replace("{model}", model), self.root)
         self._paragraph(f"And a number: {ask.rstrip('.?')} ({number.unit})", first="\n")
         while True:
             typed = self.read("> ")
             if not typed.strip():
-                self.write(f"It is {show(value, number.unit)}.")
+                self.write(f"It is {shown}.")
                 return
             try:
                 answer = read_number(typed, number.unit)
@@ -110,9 +112,9 @@ class Session:
         score.asked += 1
         if is_right(answer, value, number.tolerance):
             score.right += 1
-            self.write(f"Right: {show(value, number.unit)}.")
+            self.write(f"Right: {shown}.")
         else:
-            self.write(f"Not quite: {show(value, number.unit)}, from {number.expression}.")
+            self.write(f"Not quite: {shown}, from {number.expression}.")
 
     def _yes_or_no(self, sign: str) -> bool:
         while True:

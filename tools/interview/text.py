@@ -9,6 +9,7 @@ from tools.docs_build.context import PageContext
 from tools.docs_build.errors import DocsError
 from tools.docs_build.results import Results
 from tools.docs_build.tokens import expand_tokens
+from tools.docs_build.values import NBSP
 from tools.interview.schema import Question, QuestionError
 
 _LINK = re.compile(r"\[([^\]]*)\]\([^)\s]*\)(?:\{[^}]*\})?")
@@ -32,7 +33,7 @@ def plain(question: Question, field: str, text: str, root: Path) -> str:
     filled = expanded(question, field, text, terminal_context(root))
     unlinked = _LINK.sub(r"\1", filled)
     unmarked = _STRONG.sub(lambda m: m[1] or m[2], unlinked)
-    return unmarked.replace("`", "").replace("$", "").replace("\u00a0", " ")
+    return unmarked.replace("`", "").replace("$", "").replace(NBSP, " ")
 
 
 def terminal_context(root: Path) -> PageContext:
