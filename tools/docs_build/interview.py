@@ -20,6 +20,7 @@ TITLES = {
 }
 _CARDS = "interview/cards.md"
 _LIST = "interview-questions"
+_PROOFS = {"code": "code", "test": "test", "result": "measured", "page": "note"}
 
 
 def render_questions(view: str, options: Mapping[str, str], context: PageContext) -> list[str]:
@@ -85,8 +86,8 @@ def _table(questions: Sequence[Question], view: str, context: PageContext) -> li
         found = [q for q in questions if getattr(q, key) == value]
         counts = [sum(q.level == level for q in found) for level in LEVELS]
         numbers = sum(q.number is not None for q in found)
-        cells = [f"[{TITLES.get(value, value)}]({page}#{value})", len(found), *counts, numbers]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        cells = [str(count or "–") for count in (len(found), *counts, numbers)]
+        lines.append(f"| [{TITLES.get(value, value)}]({page}#{value}) | {' | '.join(cells)} |")
     return lines
 
 
@@ -96,8 +97,13 @@ def _question(question: Question, context: PageContext) -> list[str]:
     def fill(field: str, text: str) -> str:
         return expanded(question, field, text, context)
 
-    tags = (question.stage, question.theme, LEVELS[question.level])
-    data = {"question": question.id, "stage": tags[0], "theme": tags[1], "level": question.level}
+    tags = (_short(question.stage), question.theme, LEVELS[question.level])
+    data = {
+        "question": question.id,
+        "stage": question.stage,
+        "theme": question.theme,
+        "level": question.level,
+    }
     attributes = " ".join(f'data-{name}="{value}"' for name, value in data.items())
     shown = f'<span class="folo-tags">{html.escape(" · ".join(tags))}</span>'
     title = f"{fill('question', question.question)} {shown}"
@@ -119,8 +125,13 @@ def _question(question: Question, context: PageContext) -> list[str]:
         answer = f" *{fill('follow_ups', follow_up.answer)}*" if follow_up.answer else ""
         lines.append(f"- {fill('follow_ups', follow_up.ask)}{answer}")
     lines += ["", *_number(question, context)]
-    proofs = " · ".join(markdown(question, proof, context) for proof in question.proof)
-    return [*lines, f"Proof: {proofs}", "{ .folo-caption }", "", "</details>", ""]
+    lines += ['<div class="folo-proof" markdown>', "", "**Proof**", ""]
+    lines += [f"- {_PROOFS[p.kind]}: {markdown(question, p, context)}" for p in question.proof]
+    return [*lines, "", "</div>", "", "</details>", ""]
+
+
+def _short(stage: str) -> str:
+    return stage.upper() if stage != "general" else stage
 
 
 def _number(question: Question, context: PageContext) -> list[str]:
@@ -129,7 +140,7 @@ def _number(question: Question, context: PageContext) -> list[str]:
     if number is None:
         return []
     ask = expanded(question, "number.ask", number.ask, context).replace("{model}", "…")
-    lines = [f"| {ask} | |", "| --- | ---: |"]
+    lines = [f"| {ask} | {number.unit} |", "| --- | ---: |"]
     for model in MODELS:
         name = f"**{model}**" if model == FIRST_MODEL else model
         lines.append(f"| {name} | {show(value_for(question, number, model), number.unit)} |")

@@ -44,7 +44,7 @@ def test_a_stage_s_questions_are_folded_in_their_order(page: PageContext) -> Non
         'data-question="m3-kv-bytes-per-token" data-stage="m3" data-theme="memory" '
         'data-level="1" markdown>'
     )
-    assert '<span class="folo-tags">m3 · memory · warm-up</span></summary>' in lines[1]
+    assert '<span class="folo-tags">M3 · memory · warm-up</span></summary>' in lines[1]
     assert "| **Qwen3-0.6B** | 114,688 bytes (112\u00a0KiB) |" in lines
     assert "| Qwen3-8B | 147,456 bytes (144\u00a0KiB) |" in lines
     assert f"[These {len(wanted)} as flash cards](cards.md?stage=m3)" in lines
@@ -67,7 +67,7 @@ def test_cards_hold_every_question_in_a_list_that_the_element_names(page: PageCo
 def test_tables_count_what_there_is(view: str, values: tuple[str, ...], page: PageContext) -> None:
     lines = expand(f"<!-- questions: {view} -->", page)
     assert len(lines) == 2 + len(values)
-    totals = [int(line.split(" | ")[1]) for line in lines[2:]]
+    totals = [int(line.split(" | ")[1].replace("–", "0")) for line in lines[2:]]
     assert sum(totals) == len(QUESTIONS)
     assert lines[2].startswith(f"| [{TITLES.get(values[0], values[0])}](by-")
 

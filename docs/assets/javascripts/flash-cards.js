@@ -105,7 +105,7 @@
     selects() {
       const values = (name) => [...new Set(this.cards.map((card) => card[name]))];
       const options = {
-        stage: [["", "all stages"], ...values("stage").map((value) => [value, value])],
+        stage: [["", "all stages"], ...values("stage").map((value) => [value, value.replace(/^m/, "M")])],
         theme: [["", "all themes"], ...values("theme").sort().map((value) => [value, value])],
         show: [["open", "not yet known"], [AGAIN, "marked again"], ["all", "all"]],
       };
