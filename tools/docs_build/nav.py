@@ -12,6 +12,7 @@ from tools.docs_build.stages import STAGES
 _TABS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Start", "", ("setup.md", "user-manual.md")),
     ("Learn", "learn", ("index.md", *(stage.note.removeprefix("docs/learn/") for stage in STAGES))),
+    ("Beyond M7", "beyond", ("index.md",)),
     ("Stages", "stages", tuple(f"{stage.package}.md" for stage in STAGES)),
     ("Notebooks", "notebooks", tuple(f"{stage.stem}.md" for stage in STAGES)),
     ("Interview", "interview", ("index.md", "by-stage.md", "by-theme.md", "cards.md")),
