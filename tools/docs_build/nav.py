@@ -8,11 +8,25 @@ from typing import Any
 from tools.docs_build.errors import DocsError
 from tools.docs_build.stages import STAGES
 
+# The pages beyond M7, in the order of their index.
+BEYOND = (
+    "speculative_decoding",
+    "tensor_parallelism",
+    "disaggregation",
+    "kv_quantisation",
+    "awq_fp8",
+    "mla_moe",
+    "lora_serving",
+    "structured_output",
+    "slo_goodput",
+    "batch_invariance",
+)
+
 # Tab title, folder, pages that come first. Pages of the folder that are not named follow by name.
 _TABS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Start", "", ("setup.md", "user-manual.md")),
     ("Learn", "learn", ("index.md", *(stage.note.removeprefix("docs/learn/") for stage in STAGES))),
-    ("Beyond M7", "beyond", ("index.md",)),
+    ("Beyond M7", "beyond", ("index.md", *(f"{name}.md" for name in BEYOND))),
     ("Stages", "stages", tuple(f"{stage.package}.md" for stage in STAGES)),
     ("Notebooks", "notebooks", tuple(f"{stage.stem}.md" for stage in STAGES)),
     ("Interview", "interview", ("index.md", "by-stage.md", "by-theme.md", "cards.md")),

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tools.docs_build.errors import DocsError
-from tools.docs_build.nav import navigation
+from tools.docs_build.nav import BEYOND, navigation
 from tools.docs_build.questions import fold_questions
 from tools.docs_build.site import build_site, expand_page, write_site
 
@@ -71,6 +72,15 @@ def test_tabs_keep_their_order_and_take_new_pages() -> None:
         {"Start": ["setup.md"]},
         {"Learn": ["learn/index.md", "learn/02_continuous_batching.md", "learn/zoo.md"]},
     ]
+
+
+def test_pages_beyond_m7_stand_in_the_order_of_their_index() -> None:
+    folder = Path("docs/beyond")
+    listed = re.findall(
+        r"^\| \[[^\]]+\]\((\w+)\.md\)", (folder / "index.md").read_text(), re.MULTILINE
+    )
+    assert tuple(listed) == BEYOND
+    assert {path.stem for path in folder.glob("*.md")} == {"index", *BEYOND}
 
 
 def test_directives_in_code_are_left_alone_and_run_tags_removed(checkout: Path) -> None:
