@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -55,6 +57,38 @@ def test_block_edges_and_cached_prefixes(block_size: int) -> None:
     slices = [(1, 1), (2 * edge - 1, 5), (edge, edge), (edge + 1, 1), (2 * edge + 1, 8)]
     case = attention_case(slices, block_size=block_size)
     assert_equal(paged(case), case.expected)
+
+
+def moved(length: int, block_m: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """Floats that one prompt's launch loads and stores, masked ones left out."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    counts = {"create_masked_load": 0, "create_masked_store": 0}
+
+    def counting(name: str, mask_at: int) -> Callable[..., Any]:
+        inner = getattr(InterpreterBuilder, name)
+
+        def counted(builder: Any, *args: Any) -> Any:
+            if args[0].get_element_ty().is_floating():
+                counts[name] += int(args[mask_at].data.sum())
+            return inner(builder, *args)
+
+        return counted
+
+    case = attention_case([(length, length)])
+    with monkeypatch.context() as patched:
+        for name, mask_at in (("create_masked_load", 1), ("create_masked_store", 2)):
+            patched.setattr(InterpreterBuilder, name, counting(name, mask_at))
+        contiguous(case, replace(SMALL, block_m=block_m))
+    return counts["create_masked_load"], counts["create_masked_store"]
+
+
+def test_traffic_is_quadratic_and_shrinks_with_the_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every tile of queries loads all keys it may see; what is written is linear."""
+    (short, written), (long, more) = (moved(n, 16, monkeypatch) for n in (64, 128))
+    assert more == 2 * written
+    assert long > 3 * short
+    assert moved(128, 64, monkeypatch)[0] < long / 2
 
 
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 8])
