@@ -17,6 +17,7 @@ from tools import outputs
 from tools.docs_build.context import PageContext
 from tools.docs_build.errors import DocsError
 from tools.docs_build.interview import render_questions
+from tools.docs_build.players import render_player, render_rules
 from tools.docs_build.reference import api_pages, constants_table, engine_table, option_table
 from tools.docs_build.source import extract
 from tools.docs_build.stages import render_stages
@@ -160,6 +161,16 @@ def _figure(directive: Directive, context: PageContext) -> list[str]:
     ]
 
 
+def _player(directive: Directive, context: PageContext) -> list[str]:
+    directive.only()
+    return render_player(directive.argument, context)
+
+
+def _rules(directive: Directive, context: PageContext) -> list[str]:
+    directive.only()
+    return render_rules(context)
+
+
 def _stages(directive: Directive, context: PageContext) -> list[str]:
     directive.only()
     return render_stages(directive.argument, context)
@@ -200,6 +211,8 @@ _DIRECTIVES: dict[str, Callable[[Directive, PageContext], list[str]]] = {
     "bench": _bench,
     "benchmarks": _benchmarks,
     "figure": _figure,
+    "player": _player,
+    "rules": _rules,
     "stages": _stages,
     "api": _api,
     "options": _options,

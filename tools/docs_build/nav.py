@@ -27,6 +27,7 @@ _TABS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Start", "", ("setup.md", "user-manual.md")),
     ("Learn", "learn", ("index.md", *(stage.note.removeprefix("docs/learn/") for stage in STAGES))),
     ("Beyond M7", "beyond", ("index.md", *(f"{name}.md" for name in BEYOND))),
+    ("Lab", "lab", ("traces.md",)),
     ("Stages", "stages", tuple(f"{stage.package}.md" for stage in STAGES)),
     ("Notebooks", "notebooks", tuple(f"{stage.stem}.md" for stage in STAGES)),
     ("Interview", "interview", ("index.md", "by-stage.md", "by-theme.md", "cards.md")),

@@ -14,6 +14,7 @@ from tools.docs_build.errors import DocsError
 from tools.docs_build.links import rewrite_links
 from tools.docs_build.nav import navigation
 from tools.docs_build.notebooks import convert
+from tools.docs_build.players import player_files
 from tools.docs_build.questions import fold_questions
 from tools.docs_build.results import Results
 from tools.docs_build.stages import STAGES
@@ -65,6 +66,10 @@ def build_site(root: Path) -> Site:
     results = Results(root)
     files = _assets(root)
     errors: list[DocsError] = []
+    try:
+        files.update(player_files(root))
+    except DocsError as error:
+        errors.append(error)
     for source, target in pages.items():
         context = PageContext(root, source, target, results, pages)
         try:
