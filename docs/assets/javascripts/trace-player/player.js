@@ -4,17 +4,17 @@
 import { answerOf, forget, isQuiet, markKey, remember, score, setQuiet } from "./memory.js";
 import { question } from "./questions.js";
 import { readTrace, tokensOf } from "./trace.js";
-import { h, panel } from "./view.js";
+import { h, key, panel } from "./view.js";
 import { sentence } from "./words.js";
 
 const STEP_MS = 1100;
 const SIDES = ["a", "b"];
 const ICONS = {
   first: ["First step", "M6 6h2v12H6zM19 6v12l-9-6z"],
-  back: ["Step back", "M16 6v12l-9-6z"],
+  back: ["Step back", "M15.4 7.4 14 6l-6 6 6 6 1.4-1.4L10.8 12z"],
   play: ["Play", "M8 5v14l11-7z"],
   pause: ["Pause", "M7 5h4v14H7zM13 5h4v14h-4z"],
-  next: ["Next step", "M8 6v12l9-6z"],
+  next: ["Next step", "M8.6 16.6 13.2 12 8.6 7.4 10 6l6 6-6 6z"],
   last: ["Last step", "M5 6v12l9-6zM16 6h2v12h-2z"],
 };
 
@@ -106,6 +106,7 @@ export class TracePlayer extends HTMLElement {
       h("div", group, controls, parts.ask),
       parts.said,
       h("div", { class: `tp-sides tp-sides-${parts.sides.length}` }, ...parts.sides),
+      key(this.#given.sides.map((side) => side.trace)),
       parts.score,
     );
     this.addEventListener("keydown", this.#onKey);

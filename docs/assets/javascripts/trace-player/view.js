@@ -3,7 +3,7 @@
 // hatched, evicted crossed. Every mark carries its request's name too. data-* attributes say in full what is drawn.
 
 import { filled, hasBlocks, hueOf, nameOf, tokensOf } from "./trace.js";
-import { events } from "./words.js";
+import { count, events } from "./words.js";
 
 const MOST_BARS = 48;
 const MOST_BLOCKS = 512;
@@ -38,7 +38,7 @@ export function panel(about) {
 
 function counters(trace, frame, done) {
   const unit = trace.info.stage === "m2_batching" ? "slots" : "blocks";
-  const parts = [done ? `done after ${trace.steps.length} steps` : `${tokensOf(frame.step)} tokens in this step`];
+  const parts = [done ? `done after ${trace.steps.length} steps` : `${count(tokensOf(frame.step), "token")} in this step`];
   if (hasBlocks(trace)) parts.push(`${frame.owners.size} of ${trace.info.num_blocks} ${unit} owned`);
   return h("span", { class: "tp-counters" }, parts.join(" · "));
 }
@@ -175,7 +175,7 @@ function cell(trace, frame, block, fill, evicted) {
       class: classes.join(" "),
       "data-block": block,
       "data-owners": owners.join(" "),
-      "data-fill": fill.toFixed(4),
+      "data-fill": fill,
       title: `block ${block}: ${state.join(", ")}`,
       style: `--tp-fill:${100 * fill}%`,
     },
@@ -183,6 +183,24 @@ function cell(trace, frame, block, fill, evicted) {
     owners.length ? h("b", { "aria-hidden": "true" }, label) : null,
     h("span", { class: "tp-hidden" }, `block ${block}: ${state.join(", ")}`),
   );
+}
+
+/** What the signs mean, as far as they occur in these traces. */
+export function key(traces) {
+  const steps = traces.flatMap((trace) => trace.steps);
+  const kinds = new Set(steps.flatMap((step) => step.block_events.map((event) => event.kind)));
+  const phases = new Set(steps.flatMap((step) => step.slices.map((part) => part.phase)));
+  const signs = [
+    ["tp-prefill", "prefill", phases.has("prefill")],
+    ["tp-decode", "decode", phases.has("decode")],
+    ["tp-padding", "padding", steps.some((step) => step.num_padding_tokens)],
+    ["tp-free", "free", traces.some(hasBlocks)],
+    ["tp-shared", "several owners", kinds.has("share") || kinds.has("hit")],
+    ["tp-block tp-cached", "content can be found", kinds.has("cache")],
+    ["tp-block tp-evicted", "content lost in this step", kinds.has("evict")],
+  ];
+  const shown = signs.filter(([, , used]) => used);
+  return h("p", { class: "tp-key" }, ...shown.map(([sign, text]) => h("span", {}, h("i", { class: sign }), text)));
 }
 
 function eventList({ trace, ruleOf }, frame, done) {

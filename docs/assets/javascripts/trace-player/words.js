@@ -2,7 +2,7 @@
 
 import { nameOf, tokensOf } from "./trace.js";
 
-const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
+export const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 const list = (items) =>
   items.length < 3 ? items.join(" and ") : `${items.slice(0, -1).join(", ")} and ${items.at(-1)}`;
 const requests = (trace, ids) => `request${ids.length === 1 ? "" : "s"} ${list(ids.map((id) => nameOf(trace, id)))}`;
@@ -23,8 +23,11 @@ export function events(trace, frame) {
   }
   addAdmissions(trace, step, add);
   addBlocks(trace, step, add);
+  const ids = step.slices.map((part) => part.seq_id);
+  const each = ids.length > 1 && step.slices.every((part) => part.num_tokens === 1);
   const computed = step.slices.map((part) => `${part.num_tokens} of request ${nameOf(trace, part.seq_id)}`);
-  if (computed.length) add("compute", `${count(tokensOf(step), "token")}: ${list(computed)}`);
+  if (each) add("compute", `${ids.length} tokens: one each of ${requests(trace, ids)}`);
+  else if (computed.length) add("compute", `${count(tokensOf(step), "token")}: ${list(computed)}`);
   for (const item of step.finished.filter((other) => other.reason !== "abort"))
     add("finish", `request ${nameOf(trace, item.seq_id)} ${REASONS[item.reason] ?? "ends"}`);
   return found.map((event) => ({ ...event, text: upper(event.text) }));

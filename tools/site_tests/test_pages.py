@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page
+
+from tools.site_tests.conftest import OpenPage
+
+TEMPLATES = {
+    "landing": "",
+    "note": "learn/03_paged_kv_cache/",
+    "benchmarks": "benchmarks/",
+    "notebook": "notebooks/03_paged_kv_cache/",
+    "lab": "lab/traces/",
+    "rules": "lab/rules/",
+}
+
+
+@pytest.mark.parametrize("scheme, checked_at", [("light", 1280), ("dark", 360)])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_pages_are_accessible_and_fit_the_window(
+    open_page: OpenPage,
+    axe: Callable[[Page], list[str]],
+    name: str,
+    scheme: str,
+    checked_at: int,
+) -> None:
+    page = open_page(TEMPLATES[name], color_scheme=scheme, reduced_motion="reduce")
+    page.wait_for_load_state("networkidle")
+    for width in (1280, 360):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        if width == checked_at:
+            assert axe(page) == []
