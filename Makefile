@@ -170,7 +170,7 @@ check-docs: docs
 
 ## site-test · Build the site and test it in the distribution's Chromium (installed by apt-get where that is allowed)
 site-test: docs
-	@chromium=$$($(PY) -m tools.chromium) && CHROMIUM="$$chromium" $(PYTEST) tools/site_tests --timeout=120 $(ARGS)
+	@chromium=$$($(PY) -m tools.chromium) && CHROMIUM="$$chromium" $(PYTEST) tools/site_tests -n 2 --timeout=180 $(ARGS)
 
 ## serve-docs · Serve the site on localhost:8000 and rebuild on change
 serve-docs: $(DEV)

@@ -89,13 +89,9 @@ def render_player(name: str, context: PageContext) -> list[str]:
         f'<a href="{side["src"]}" download>{file}</a>'
         for side, file in zip(sides, item.files(), strict=True)
     )
-    return [
-        *lines,
-        "</trace-player>",
-        f'<p class="tp-source">Recorded with <code>python -m tools.scenarios record {item.id}'
-        f"</code>: {names}.</p>",
-        "</div>",
-    ]
+    command = f"<code>python -m tools.scenarios record {item.id}</code>"
+    source = f'<p class="tp-source">Recorded with {command}: {names}.</p>'
+    return [*lines, "</trace-player>", source, "</div>"]
 
 
 def _url(context: PageContext, target: str) -> str:

@@ -69,9 +69,9 @@ class _Serving:
             return self._recorded()
         for step in range(_MOST_STEPS):
             self._arrive_and_leave(step)
-            if len(self.ids) == len(self.scenario.request):
-                if not self.engine.has_unfinished_requests():
-                    return self._recorded()
+            all_came = len(self.ids) == len(self.scenario.request)
+            if all_came and not self.engine.has_unfinished_requests():
+                return self._recorded()
             for output in self.engine.step(only_finished=True):
                 self.answers[output.request_id] = output.outputs[0].token_ids
         raise DocsError(f"scenario {self.scenario.id!r} does not end in {_MOST_STEPS} steps")

@@ -1,1 +1,1 @@
-"""Tests of the built site in a browser: ``make site-test``. Plain ``make test`` does not collect."""
+"""Tests of the built site in a browser, for ``make site-test`` alone."""

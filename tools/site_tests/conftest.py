@@ -7,7 +7,6 @@ to the console as an error, and no request may have gone to another origin.
 from __future__ import annotations
 
 import functools
-import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -130,7 +129,7 @@ def page(open_page: OpenPage) -> Page:
 
 
 @pytest.fixture
-def axe(console: Console) -> Callable[[Page], list[str]]:
+def axe() -> Callable[[Page], list[str]]:
     """Checks a page against WCAG 2.1 AA; returns a line per violation."""
 
     def _check(page: Page) -> list[str]:

@@ -10,7 +10,7 @@ from tools.site_tests.conftest import OpenPage
 TEMPLATES = {
     "landing": "",
     "note": "learn/03_paged_kv_cache/",
-    "benchmarks": "benchmarks/",
+    "benchmarks": "benchmarks/",  # the longest page: axe-core needs half a minute for it
     "notebook": "notebooks/03_paged_kv_cache/",
     "lab": "lab/traces/",
     "rules": "lab/rules/",

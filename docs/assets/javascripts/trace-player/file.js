@@ -1,7 +1,7 @@
 // <trace-file data-rules="…">: opens one or two trace files of the reader's own. They are read here and sent nowhere.
 
 import { TracePlayer } from "./player.js";
-import { TraceError, readTrace } from "./trace.js";
+import { readTrace } from "./trace.js";
 import { h } from "./view.js";
 
 export class TraceFile extends HTMLElement {
@@ -37,8 +37,7 @@ export class TraceFile extends HTMLElement {
       const trace = readTrace(await file.text());
       return { label: `${file.name} (${trace.info.stage})`, trace };
     } catch (problem) {
-      const why = problem instanceof TraceError ? problem.message : "It does not follow the format of a trace.";
-      throw new Error(`${file.name}: ${why}`);
+      throw new Error(`${file.name}: ${problem.message}`);
     }
   }
 }

@@ -42,7 +42,9 @@ function checkShape(data) {
   for (const key of ["requests", "sequences", "steps"])
     if (!Array.isArray(data[key])) fail(`The key "${key}" is no list.`);
   if (!data.steps.length) fail("The trace has no step.");
-  const requests = new Set(data.requests.map((item) => item?.request_id));
+  for (const item of data.requests)
+    if (typeof item?.request_id !== "string" || !(item.num_prompt_tokens > 0)) fail("A request has no id or no prompt.");
+  const requests = new Set(data.requests.map((item) => item.request_id));
   for (const item of data.sequences)
     if (!Number.isInteger(item?.seq_id) || !requests.has(item.request_id))
       fail("A sequence names no request of the trace.");
