@@ -168,7 +168,7 @@ docs: $(DEV)
 check-docs: docs
 	@$(PY) -m tools.check_docs --site site
 
-## site-test · Build the site and test it in the distribution's Chromium (installed by apt-get where that is allowed)
+## site-test · Build the site, then test it in Chromium
 site-test: docs
 	@chromium=$$($(PY) -m tools.chromium) && CHROMIUM="$$chromium" $(PYTEST) tools/site_tests -n 2 --timeout=180 $(ARGS)
 
