@@ -128,11 +128,14 @@ def render_rules(context: PageContext) -> list[str]:
     lines: list[str] = []
     for rule, kinds in uses().items():
         snippet = rule.snippet(context.root)
-        lines += [f"### `{rule.symbol}` in `{rule.file}` {{#{rule.anchor}}}", ""]
-        causes = [
-            f"{_STEMS[kind]} ({', '.join(stage.split('_')[0].upper() for stage in stages)})"
-            for kind, stages in kinds.items()
-        ]
+        stages = sorted({stage for some in kinds.values() for stage in some})
+        lines += [f"### `{rule.symbol}` · {_short(stages)} {{#{rule.anchor}}}", ""]
+        causes = [f"{_STEMS[kind]} ({_short(some)})" for kind, some in kinds.items()]
         lines += [f"Decides: {'; '.join(causes)}.", ""]
         lines += [*fenced(snippet.code, f'python title="{place(rule, context.root)}"'), ""]
     return lines
+
+
+def _short(stages: list[str]) -> str:
+    """``M3, M4`` for the packages of these stages."""
+    return ", ".join(stage.split("_")[0].upper() for stage in stages)

@@ -61,7 +61,7 @@ _M3_MEMORY = _rules(
 _M3_SCHEDULER = _rules(
     "m3_paged/scheduler.py",
     admit="Scheduler._admit",
-    compute="Scheduler._advance",
+    compute="Scheduler.schedule",
     preempt="Scheduler._advance",
     finish="Scheduler.update",
     abort="Scheduler.abort",
