@@ -35,6 +35,21 @@ class PageContext:
         """Return the relative link from this page to another path under ``build/docs``."""
         return posixpath.relpath(target, posixpath.dirname(self.target) or ".")
 
+    def api_link(self, symbol: str, text: str | None = None) -> str:
+        """Return ``symbol`` as code, linked to the API reference where that has a page for it.
+
+        Args:
+            symbol: A public class or function with its module, or a module: ``m3_paged.kernels``.
+            text: What to print instead of the last name.
+        """
+        shown = f"`{text or symbol.rpartition('.')[2]}`"
+        page = self.pages.get(f"docs/api/{symbol.partition('.')[0]}.md")
+        if page is None:
+            return shown
+        is_module = (self.root / (symbol.replace(".", "/") + ".py")).is_file()
+        anchor = symbol.replace(".", "-") if is_module else symbol
+        return f"[{shown}]({self.link_to(page)}#{anchor})"
+
     def constants(self) -> Mapping[str, object]:
         """Return what expressions may name: the constants sheet, and ``common/qwen3.py``."""
         sheet = importlib.import_module("common.qwen3")

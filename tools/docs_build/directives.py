@@ -14,15 +14,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tools import outputs
+from tools.docs_build.changes_page import render_changes
 from tools.docs_build.context import PageContext
 from tools.docs_build.errors import DocsError
 from tools.docs_build.interview import render_questions
 from tools.docs_build.players import render_player, render_rules
+from tools.docs_build.glossary import render_glossary
+from tools.docs_build.measured_page import render_measured, render_targets
 from tools.docs_build.reference import api_pages, constants_table, engine_table, option_table
 from tools.docs_build.source import extract
 from tools.docs_build.stages import render_stages
 from tools.docs_build.tables import render_benchmarks, render_table
 from tools.docs_build.tokens import expand_tokens
+from tools.docs_build.vllm_pairs import render_pairs
 from tools.figures.registry import FigureInput, draw
 from tools.markdown import fenced
 
@@ -136,11 +140,6 @@ def _bench(directive: Directive, context: PageContext) -> list[str]:
     return render_table(context, directive.argument, directive.options)
 
 
-def _benchmarks(directive: Directive, context: PageContext) -> list[str]:
-    directive.only()
-    return render_benchmarks(context)
-
-
 def _figure(directive: Directive, context: PageContext) -> list[str]:
     options = dict(directive.options)
     caption = options.pop("caption", "")
@@ -174,11 +173,30 @@ def _rules(directive: Directive, context: PageContext) -> list[str]:
 def _stages(directive: Directive, context: PageContext) -> list[str]:
     directive.only()
     return render_stages(directive.argument, context)
+def _about(
+    render: Callable[[str, PageContext], list[str]],
+) -> Callable[[Directive, PageContext], list[str]]:
+    """A directive that passes its argument on."""
+
+    def expanded(directive: Directive, context: PageContext) -> list[str]:
+        directive.only()
+        return render(directive.argument, context)
+
+    return expanded
 
 
-def _api(directive: Directive, context: PageContext) -> list[str]:
-    directive.only()
-    return api_pages(context.root, directive.argument)
+def _whole(
+    render: Callable[[PageContext], list[str]],
+) -> Callable[[Directive, PageContext], list[str]]:
+    """A directive that has nothing to say but its name."""
+
+    def expanded(directive: Directive, context: PageContext) -> list[str]:
+        directive.only()
+        if directive.argument:
+            raise DocsError(f"directive {directive.name!r} takes no argument")
+        return render(context)
+
+    return expanded
 
 
 def _options(directive: Directive, context: PageContext) -> list[str]:
@@ -209,7 +227,6 @@ _DIRECTIVES: dict[str, Callable[[Directive, PageContext], list[str]]] = {
     "source": _source,
     "output": _output,
     "bench": _bench,
-    "benchmarks": _benchmarks,
     "figure": _figure,
     "player": _player,
     "rules": _rules,
@@ -218,4 +235,14 @@ _DIRECTIVES: dict[str, Callable[[Directive, PageContext], list[str]]] = {
     "options": _options,
     "constants": _constants,
     "questions": _questions,
+    "options": _options,
+    "constants": _constants,
+    "api": _about(lambda package, context: api_pages(context.root, package)),
+    "changes": _about(render_changes),
+    "measured": _about(render_measured),
+    "stages": _about(render_stages),
+    "benchmarks": _whole(render_benchmarks),
+    "glossary": _whole(render_glossary),
+    "targets": _whole(render_targets),
+    "vllm": _whole(render_pairs),
 }

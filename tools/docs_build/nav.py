@@ -6,7 +6,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from tools.docs_build.errors import DocsError
-from tools.docs_build.stages import STAGES
+from tools.docs_build.stages import STAGES, Stage
+
+
+def _stage_pages(stage: Stage) -> tuple[str, ...]:
+    """What a stage changed since the one below, then its own page."""
+    changes = stage.changes.removeprefix("docs/stages/")
+    return (*((changes,) if changes else ()), f"{stage.package}.md")
+
 
 # The pages beyond M7, in the order of their index.
 BEYOND = (
@@ -29,9 +36,11 @@ _TABS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Beyond M7", "beyond", ("index.md", *(f"{name}.md" for name in BEYOND))),
     ("Lab", "lab", ("traces.md",)),
     ("Stages", "stages", tuple(f"{stage.package}.md" for stage in STAGES)),
+    ("Stages", "stages", tuple(name for stage in STAGES for name in _stage_pages(stage))),
     ("Notebooks", "notebooks", tuple(f"{stage.stem}.md" for stage in STAGES)),
     ("Interview", "interview", ("index.md", "by-stage.md", "by-theme.md", "cards.md")),
     ("Benchmarks", "benchmarks", ("index.md",)),
+    ("Reference", "reference", ("glossary.md", "vllm.md", "targets.md", "plan.md")),
     ("Development", "dev", ("index.md", *(f"milestone_{s.number}.md" for s in STAGES))),
     ("API", "api", ("index.md", "common.md", *(f"{stage.package}.md" for stage in STAGES))),
 )

@@ -114,6 +114,31 @@ class Results:
         unit = found[0]["unit"] if key in ("median", "min", "max") else ""
         return result, walk(found[0], key, name), unit
 
+    def has(self, reference: str) -> bool:
+        """Return whether a reference points at a row that is there.
+
+        A run may be missing, and one that is there may have left a row out. A metric or a label
+        that no row of the run has is a mistake all the same.
+
+        Raises:
+            DocsError: The run is there, and nothing in it is called so.
+        """
+        name, _, what = reference.strip().partition("#")
+        if name not in self.names():
+            return False
+        metric = _METRIC.fullmatch(what)
+        if metric is None or metric["metric"] in self.get(name).data:
+            return True
+        rows = self.get(name).rows
+        own = select(rows, f"metric={metric['metric']}")
+        labels = [pair.partition("=")[0].strip() for pair in (metric["labels"] or "").split(",")]
+        known = {key for row in own for key in row} | {""}
+        unknown = [] if not own else sorted(set(labels) - known)
+        if not own or unknown:
+            what = f"label {unknown[0]!r}" if unknown else f"metric {metric['metric']!r}"
+            raise DocsError(f"no {what} in {name}")
+        return bool(select(own, metric["labels"] or ""))
+
 
 def walk(data: Any, pointer: str, where: str) -> Any:
     """Follow a pointer through decoded JSON.

@@ -23,7 +23,7 @@ from tools.markdown import Line, fences, lines
 
 DOCS = "docs"
 BUILD = "build"
-_NOT_COPIED = ("outputs/", "traces/")
+_NOT_COPIED = ("data/", "outputs/", "traces/")
 _RUN_INFO = re.compile(r"^(\s*`{3,}(?:bash|python)) (?:no-run|reason=|timeout=).*$")
 
 

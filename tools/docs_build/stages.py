@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tools.docs_build.context import PageContext
 from tools.docs_build.errors import DocsError
+from tools.docs_build.measured import MEASURED, Measure, load
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Stage:
     def log(self) -> str:
         """Repository path of the dev log."""
         return f"docs/dev/milestone_{self.number}.md"
+
+    @property
+    def changes(self) -> str:
+        """Repository path of the page about what it changed; "" for the lowest stage."""
+        return f"docs/stages/m{self.number - 1}_to_m{self.number}.md" if self.number else ""
 
     @property
     def readme(self) -> str:
@@ -135,6 +141,7 @@ def render_stages(view: str, context: PageContext) -> list[str]:
 
 
 def _cards(context: PageContext) -> list[str]:
+    measures = load(context.root) if (context.root / MEASURED).is_file() else []
     lines = ['<div class="folo-cards" markdown>', ""]
     for stage in STAGES:
         done = stage.finished(context.root)
@@ -142,12 +149,27 @@ def _cards(context: PageContext) -> list[str]:
         lines += [f'<div class="folo-card folo-card--{state}" markdown>', ""]
         lines += [f"**M{stage.number} · {stage.title}**", "", stage.adds, ""]
         if done:
-            links = {"Note": stage.note, "Code": stage.readme, "Notebook": stage.notebook}
+            lines += _delta([item for item in measures if item.stage == stage.package], context)
+            links = {
+                "Note": stage.note,
+                "Code": stage.readme,
+                "Changes": stage.changes,
+                "Notebook": stage.notebook,
+            }
             lines += [" · ".join(_links(links, context)), "{ .folo-card__links }", ""]
         else:
             lines += ["not built yet", "{ .folo-card__links }", ""]
         lines += ["</div>", ""]
     return [*lines, "</div>"]
+
+
+def _delta(measures: list[Measure], context: PageContext) -> list[str]:
+    """The first card sentence whose run is there, with its number."""
+    for item in measures:
+        if item.card and (reading := item.reading(context)):
+            text = item.card.replace("{}", f"**{reading.linked(context)}**")
+            return [text, "{ .folo-card__delta }", ""]
+    return []
 
 
 def _links(links: dict[str, str], context: PageContext) -> list[str]:

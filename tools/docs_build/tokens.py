@@ -13,6 +13,8 @@ ratio       two references separated by `` / ``                 ``{{ ratio: d/a#
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import Any
 
 from tools.docs_build.context import PageContext
 from tools.docs_build.errors import DocsError
@@ -40,35 +42,82 @@ def expand_tokens(line: str, context: PageContext) -> str:
 
 
 def _expand(match: re.Match[str], context: PageContext) -> str:
-    kind, argument, spec = match["kind"], match["argument"], match["spec"] or ""
+    return read(match["kind"], match["argument"], match["spec"] or "", context).linked(context)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a token stands for.
+
+    Attributes:
+        value: The number, or a text of a result file.
+        text: How it is printed.
+        sources: The result files it comes from; none for arithmetic.
+    """
+
+    value: Any
+    text: str
+    sources: tuple[Result, ...] = ()
+
+    def linked(self, context: PageContext) -> str:
+        """The text; a measured one links to its file's section of the benchmark page."""
+        if not self.sources:
+            return self.text
+        target = context.link_to("benchmarks/index.md")
+        names = " / ".join(dict.fromkeys(f"{s.provenance} ({s.name})" for s in self.sources))
+        title = names.replace('"', "'").replace("|", "/")
+        anchor = self.sources[0].anchor
+        return f'[{self.text}]({target}#{anchor}){{ .folo-result title="{title}" }}'
+
+
+def read(kind: str, argument: str, spec: str, context: PageContext) -> Reading:
+    """Resolve one token.
+
+    Args:
+        kind: ``constant``, ``calc``, ``result`` or ``ratio``.
+        argument: What it names.
+        spec: How to print it; "" for the default.
+        context: The page.
+
+    Raises:
+        DocsError: The kind, the argument or the format is wrong.
+    """
     match kind:
         case "constant" | "calc":
-            return format_value(evaluate(argument, context.constants()), spec)
+            number = evaluate(argument, context.constants())
+            return Reading(number, format_value(number, spec))
         case "result":
             result, value, unit = context.results.value(argument)
             text = with_unit(value, unit) if unit and not spec else format_value(value, spec)
-            return _linked(text, [result], context)
+            return Reading(value, text, (result,))
         case "ratio":
             return _ratio(argument, spec or "x", context)
     raise DocsError(f"unknown token {kind!r} (known: constant, calc, result, ratio)")
 
 
-def _ratio(argument: str, spec: str, context: PageContext) -> str:
-    above, slash, below = argument.partition(" / ")
-    if not slash:
-        raise DocsError(f"a ratio is two result references separated by ' / ', got {argument!r}")
+def _ratio(argument: str, spec: str, context: PageContext) -> Reading:
+    above, below = references("ratio", argument)
     top_file, top, unit = context.results.value(above)
     bottom_file, bottom, other_unit = context.results.value(below)
     if unit != other_unit:
         raise DocsError(f"cannot divide {unit or 'a number'} by {other_unit or 'a number'}")
     if not isinstance(top, int | float) or not isinstance(bottom, int | float) or bottom == 0:
         raise DocsError(f"cannot divide {top!r} by {bottom!r}")
-    return _linked(format_value(top / bottom, spec), [top_file, bottom_file], context)
+    quotient = top / bottom
+    return Reading(quotient, format_value(quotient, spec), (top_file, bottom_file))
 
 
-def _linked(text: str, sources: list[Result], context: PageContext) -> str:
-    """A measured number links to the section of the benchmark page that holds its file."""
-    target = context.link_to("benchmarks/index.md")
-    names = " / ".join(dict.fromkeys(f"{s.provenance} ({s.name})" for s in sources))
-    title = names.replace('"', "'").replace("|", "/")
-    return f'[{text}]({target}#{sources[0].anchor}){{ .folo-result title="{title}" }}'
+def references(kind: str, argument: str) -> tuple[str, ...]:
+    """Return the references into result files that a token's argument holds.
+
+    Raises:
+        DocsError: A ratio is not two references.
+    """
+    if kind == "result":
+        return (argument,)
+    if kind != "ratio":
+        return ()
+    above, slash, below = argument.partition(" / ")
+    if not slash:
+        raise DocsError(f"a ratio is two result references separated by ' / ', got {argument!r}")
+    return above, below
