@@ -11,6 +11,7 @@ from pathlib import Path
 from tools import output_copies, page_commands
 from tools.check_docs.built import check_site
 from tools.check_docs.claims import check_claims
+from tools.check_docs.data import check_data
 from tools.check_docs.problem import Problem
 from tools.check_docs.structure import check_headings, check_log, check_note
 from tools.docs_build.errors import DocsError
@@ -27,9 +28,11 @@ def sources(root: Path) -> list[Path]:
 
 def check_sources(root: Path) -> Iterator[Problem]:
     """Yield every problem of the Markdown sources of a checkout."""
-    for path in sources(root):
-        page = path.relative_to(root).as_posix()
-        text = path.read_text(encoding="utf-8")
+    pages = {
+        path.relative_to(root).as_posix(): path.read_text(encoding="utf-8")
+        for path in sources(root)
+    }
+    for page, text in pages.items():
         if page.startswith("docs/"):
             yield from check_headings(page, text)
         if _NOTE.match(page):
@@ -38,6 +41,7 @@ def check_sources(root: Path) -> Iterator[Problem]:
             yield from check_log(page, text, root)
         yield from check_claims(page, text)
         yield from check_copied_outputs(page, text, root)
+    yield from check_data(root, pages)
     yield from page_commands.problems(root)
 
 

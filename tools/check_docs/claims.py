@@ -18,12 +18,13 @@ _COMPARED = (
     r"(?:as\s+)?(?:faster|slower|quicker|more|less|fewer|smaller|larger|bigger|higher|lower|shorter|"
     r"longer|cheaper|better|worse|speed-?up|the\s+throughput|as\s+(?:fast|many|much|long|large|small))"
 )
+_BASE = r"(?:that\s+of|those\s+of|M\d(?:['’]s)?|vLLM['’]s|its)"
 _NUMBER = r"\d[\d,]*(?:\.\d+)?(?:\s?[–-]\s?\d[\d,]*(?:\.\d+)?)?"
 _WORDS = r"(?:two|three|four|five|six|seven|eight|nine|ten|a\s+hundred|hundreds\s+of|dozens\s+of)"
 _CLAIMS = re.compile(
     rf"(?<![\w.×]){_NUMBER}[×x](?![\w(])(?!\s?\d)"  # 3×, not 16×16, 2×layers or 0x10
     rf"|(?<![\w.]){_NUMBER}\s+[×x]\s+{_COMPARED}\b"  # 3 × faster
-    rf"|\b(?:{_NUMBER}|{_WORDS})\s+times\s+{_COMPARED}\b"  # three times faster
+    rf"|\b(?:{_NUMBER}|{_WORDS})\s+times\s+(?:{_COMPARED}|{_BASE})\b"  # three times faster, M3's
     rf"|\b(?:twice|thrice)\s+{_COMPARED}\b"
     rf"|(?<![\w.]){_NUMBER}\s?%\s+{_COMPARED}\b",  # 40 % slower
     re.IGNORECASE,

@@ -12,6 +12,7 @@ from tools.docs_build.diffs import Diff, compare, render
 from tools.docs_build.links import rewrite_links
 from tools.docs_build.parts import Parts
 from tools.docs_build.tokens import expand_tokens
+from tools.docs_build.values import counted
 
 
 def render_changes(stage: str, context: PageContext) -> list[str]:
@@ -57,16 +58,20 @@ def _glance(changes: Changes, parts: Parts) -> list[str]:
     counts = {p: sum(module.lines for module in parts.modules(p)) for p in below}
     before, common = sum(counts.values()) - counts["common"], counts["common"]
     added = sum(len(found) for _, found in changes.new)
+    homes = counted(len(changes.new), "module")
     rows = (
-        ("Lines of code", f"{lines:,} in {len(modules)} modules"),
+        ("Lines of code", f"{lines:,} in {counted(len(modules), 'module')}"),
         ("Lines below", f"{before:,} in the stages below, {common:,} in `common`"),
         ("Parts changed", f"{len(changes.changed)}, each with its diff below"),
-        ("Parts added", f"{added} public classes and functions in {len(changes.new)} modules"),
+        (
+            "Parts added",
+            f"{added} public classes and functions in {homes}",
+        ),
         ("Parts used as they are", f"{len(changes.reused)} names from the stages below"),
     )
     table = [f"| {name} | {value} |" for name, value in rows]
     note = "Lines of code are those that hold code: no blank lines, comments, docstrings or tests."
-    return ["| | |", "| --- | --- |", *table, "", note, "{ .folo-caption }"]
+    return ["| What | How much |", "| --- | --- |", *table, "", note, "{ .folo-caption }"]
 
 
 def _changed(change: Change, context: PageContext) -> list[str]:
@@ -83,7 +88,7 @@ def _changed(change: Change, context: PageContext) -> list[str]:
         "",
         why,
         "",
-        *render(diff, f"{old.path}:{old.name}", f"{new.path}:{new.name}"),
+        *render(diff),
         "",
     ]
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tools.docs_build.parts import HEAD
+from tools.docs_build.values import counted
 from tools.markdown import fenced
 
 SHORT = 32
@@ -85,16 +86,10 @@ def _similarity(old: list[str], new: list[str]) -> float:
     return difflib.SequenceMatcher(None, old, new, autojunk=False).ratio()
 
 
-def render(diff: Diff, old: str, new: str) -> list[str]:
-    """Return a box that opens on a click, without a script, and holds the coloured diff.
-
-    Args:
-        diff: What to show.
-        old: Place of the old part.
-        new: Place of the new part.
-    """
+def render(diff: Diff) -> list[str]:
+    """Return a box that opens on a click, without a script, and holds the coloured diff."""
     added, removed = diff.counts
     fold = "???+" if len(diff.lines) <= SHORT else "???"
-    code = fenced("\n".join([f"--- {old}", f"+++ {new}", *diff.lines]), "diff")
-    title = f'{fold} diff "Diff: +{added} −{removed} lines"'
+    code = fenced("\n".join(diff.lines), "diff")
+    title = f'{fold} diff "Diff: {counted(added, "line")} added, {removed:,} removed"'
     return [title, "", *(f"    {line}" if line else "" for line in code)]

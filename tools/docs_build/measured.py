@@ -17,6 +17,7 @@ from pathlib import Path
 from tools.docs_build.context import PageContext
 from tools.docs_build.errors import DocsError
 from tools.docs_build.tokens import Reading, read, references
+from tools.docs_build.values import NBSP
 
 MEASURED = "docs/data/measured.toml"
 _KEYS = {"stage", "what", "value", "setting", "aim", "reason", "card"}
@@ -56,7 +57,8 @@ class Aim:
         if match is None:
             raise DocsError(f"an aim is a sign and a number, such as '>= 3×', got {text!r}")
         unit = (match["shown"] or "").strip()
-        words = f"{_SIGNS[match['sign']][1]} {match['number']}{match['shown'] or ''}"
+        shown = f"{NBSP}{unit}" if unit and unit != "×" else unit
+        words = f"{_SIGNS[match['sign']][1]} {match['number']}{shown}"
         return cls(match["sign"], float(match["number"]) * _SCALE.get(unit, 1.0), words)
 
     def is_met(self, value: float) -> bool:

@@ -51,7 +51,7 @@ def render_targets(context: PageContext) -> list[str]:
 def _misses(missed: Sequence[Measure], context: PageContext) -> list[str]:
     if not missed:
         return ["None of what was measured."]
-    lines = ["| What | Aim | Measured | Why |", "| --- | --- | ---: | --- |"]
+    lines = ["| What | Aim | Measured | Why |", "| --- | --- | --- | --- |"]
     for item in missed:
         reading = item.reading(context)
         assert reading is not None
@@ -59,25 +59,20 @@ def _misses(missed: Sequence[Measure], context: PageContext) -> list[str]:
         reason = expand_tokens(item.reason, context) or "no reason written down yet"
         cells = (_what(item, context), item.aim.text, reading.linked(context), reason)
         lines.append(_row(cells, context))
-    return lines
+    return ['<div class="folo-rows" markdown>', "", *lines, "", "</div>"]
 
 
 def _table(items: Sequence[Measure], context: PageContext) -> list[str]:
-    lines = ["| What | Aim | Measured | |", "| --- | --- | ---: | --- |"]
+    lines = ["| What | Aim | Measured |", "| --- | --- | --- |"]
     for item in items:
         reading = item.reading(context)
         state = item.state(reading)
-        shown = reading.linked(context) if reading else "–"
         kind = state.partition(" ")[0]
-        mark = f'<span class="folo-state folo-state--{kind}">{state}</span>'
-        cells = (
-            _what(item, context),
-            item.aim.text if item.aim else "–",
-            shown,
-            mark if state else "",
-        )
+        mark = f'<span class="folo-state folo-state--{kind}">{state}</span>' if state else ""
+        shown = f"{reading.linked(context)} {mark}" if reading else mark
+        cells = (_what(item, context), item.aim.text if item.aim else "–", shown)
         lines.append(_row(cells, context))
-    return lines
+    return ['<div class="folo-rows" markdown>', "", *lines, "", "</div>"]
 
 
 def _what(item: Measure, context: PageContext) -> str:

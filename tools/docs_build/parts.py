@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import io
+import re
 import tokenize
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -220,5 +221,4 @@ def _code_lines(tree: ast.Module, text: str) -> set[int]:
 
 def _first_sentence(docstring: str) -> str:
     paragraph = " ".join(docstring.partition("\n\n")[0].split())
-    sentence, stop, _ = paragraph.partition(". ")
-    return plain(sentence + stop.rstrip())
+    return plain(re.split(r"(?<=\.) (?=[A-Z])", paragraph, maxsplit=1)[0])

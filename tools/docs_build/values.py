@@ -185,6 +185,11 @@ def significant(value: Number) -> str:
     return f"{value:,.{digits}f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 line``, ``2,345 lines``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def _bytes(value: Number) -> str:
     for unit, size in _UNITS:
         if abs(value) >= size:

@@ -78,32 +78,40 @@ def render_pairs(context: PageContext) -> list[str]:
     lines: list[str] = []
     for part in dict.fromkeys(pair.part for pair in comparison.pairs):
         anchor = re.sub(r"[^a-z0-9]+", "-", part.lower())
-        lines += [f"## {part} {{#{anchor}}}", ""]
+        lines += [f"## {part} {{#{anchor}}}", "", '<div class="folo-rows folo-pairs" markdown>', ""]
         lines += [f"| Ours | vLLM {comparison.version} | What is simpler, and why |"]
         lines += ["| --- | --- | --- |"]
         for pair in comparison.pairs:
             if pair.part == part:
                 lines.append(_row(pair, parts, context))
-        lines.append("")
+        lines += ["", "</div>", ""]
     return lines
 
 
 def _row(pair: Pair, parts: Parts, context: PageContext) -> str:
-    ours = "<br>".join(_ours(symbol, parts, context) for symbol in pair.ours)
-    theirs = "<br>".join(_theirs(cited) for cited in pair.vllm) or "none"
-    return f"| {ours} | {theirs} | {expand_tokens(pair.simpler, context)} |"
+    ours = _files([_ours(symbol, parts, context) for symbol in pair.ours])
+    cited = (item.partition(":") for item in pair.vllm)
+    theirs = _files([(path, f"`{symbol}`" if symbol else "") for path, _, symbol in cited])
+    return f"| {ours} | {theirs or 'none'} | {expand_tokens(pair.simpler, context)} |"
 
 
-def _ours(symbol: str, parts: Parts, context: PageContext) -> str:
-    is_module = (context.root / (symbol.replace(".", "/") + ".py")).is_file()
+def _ours(symbol: str, parts: Parts, context: PageContext) -> tuple[str, str]:
+    """The file of one of our symbols, and the linked symbol; a module is its file."""
     part = parts.find(symbol)
-    if part is None and not is_module:
+    path = (part.module if part else symbol).replace(".", "/") + ".py"
+    if not (context.root / path).is_file():
         raise DocsError(f"no {symbol} in the code", PAIRS)
-    path = symbol.replace(".", "/") + ".py" if part is None else part.path
-    name = "" if part is None else f"<br>{context.api_link(symbol)}"
-    return f"`{path}`{name}" if name else context.api_link(symbol, path)
+    return path, context.api_link(symbol)
 
 
-def _theirs(cited: str) -> str:
-    path, _, symbol = cited.partition(":")
-    return f"`{path}`<br>`{symbol}`" if symbol else f"`{path}`"
+def _files(items: list[tuple[str, str]]) -> str:
+    """Paths that may break behind a slash, each with its symbols."""
+    grouped: dict[str, list[str]] = {}
+    for path, symbol in items:
+        grouped.setdefault(path, []).append(symbol)
+    shown = []
+    for path, symbols in grouped.items():
+        names = ", ".join(symbol for symbol in symbols if symbol)
+        code = f"<code>{path.replace('/', '/<wbr>').replace('_', '_<wbr>')}</code>"
+        shown.append(f"{code}<br>{names}" if names else code)
+    return "<br>".join(shown)

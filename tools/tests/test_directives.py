@@ -37,6 +37,12 @@ def test_other_lines_are_no_directives(line: str) -> None:
     assert directives.parse(line) is None
 
 
+@pytest.mark.parametrize("name", ["benchmarks", "glossary", "targets", "vllm"])
+def test_directives_without_an_argument_refuse_one(context: PageContext, name: str) -> None:
+    with pytest.raises(DocsError, match=f"directive {name!r} takes no argument"):
+        expand(f"<!-- {name}: all -->", context)
+
+
 @pytest.mark.parametrize(
     "line, message",
     [
