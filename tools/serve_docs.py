@@ -10,6 +10,8 @@ from pathlib import Path
 
 _WATCHED = ("docs", "notebooks", "common", "tools", "interview", "mkdocs.yml")
 _SUFFIXES = {".md", ".py", ".ipynb", ".json", ".txt", ".css", ".js", ".yml", ".yaml", ".svg"}
+_WATCHED = ("docs", "notebooks", "common", "tools", "mkdocs.yml")
+_SUFFIXES = {".md", ".py", ".ipynb", ".json", ".txt", ".css", ".js", ".toml", ".yml", ".svg"}
 _POLL_SECONDS = 1.0
 
 

@@ -67,7 +67,7 @@ def _glance(changes: Changes, parts: Parts) -> list[str]:
             "Parts added",
             f"{added} public classes and functions in {homes}",
         ),
-        ("Parts used as they are", f"{len(changes.reused)} names from the stages below"),
+        ("Parts used as they are", f"{counted(len(changes.reused), 'name')} from below"),
     )
     table = [f"| {name} | {value} |" for name, value in rows]
     note = "Lines of code are those that hold code: no blank lines, comments, docstrings or tests."
