@@ -57,16 +57,15 @@ def engine_table(stage: str) -> list[str]:
 
     if stage not in STAGES:
         raise DocsError(f"no stage {stage!r} in common/config.py")
-    lines = ["| option | flag | values | default | meaning |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| option | values | default | meaning |", "| --- | --- | --- | --- |"]
     for row in options_of(stage):
         values = (
             [*row.choices] if row.value_type is str and row.choices else [row.value_type.__name__]
         )
         values += [*row.choices] if row.value_type is not str else []
         values += ["None"] if row.optional else []
-        cells = [f"`{row.name}`", f"`--{row.name.replace('_', '-')}`"]
-        cells += [", ".join(f"`{value}`" for value in values), f"`{row.default!r}`", row.help]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        cells = [_option(row.name), ", ".join(f"`{value}`" for value in values)]
+        lines.append(_row([*cells, f"`{row.default!r}`"], row.help))
     return lines
 
 
@@ -129,7 +128,7 @@ def option_table(root: Path, target: str, options: dict[str, str]) -> list[str]:
         n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
     ]
     chosen = _chosen([n.target.id for n in fields if isinstance(n.target, ast.Name)], options)
-    lines = ["| option | flag | type | default | meaning |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| option | type | default | meaning |", "| --- | --- | --- | --- |"]
     for field in fields:
         assert isinstance(field.target, ast.Name)
         key = field.target.id
@@ -137,10 +136,20 @@ def option_table(root: Path, target: str, options: dict[str, str]) -> list[str]:
             continue
         if key not in meanings:
             raise DocsError(f"field {key!r} of {name} is not described under 'Attributes:'")
-        cells = [f"`{key}`", f"`--{key.replace('_', '-')}`", f"`{ast.unparse(field.annotation)}`"]
-        cells += [f"`{_default(field)}`" if field.value else "required", meanings[key]]
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        cells = [_option(key), f"`{ast.unparse(field.annotation)}`"]
+        cells += [f"`{_default(field)}`" if field.value else "required"]
+        lines.append(_row(cells, meanings[key]))
     return lines
+
+
+def _option(name: str) -> str:
+    """The name in Python, and below it the flag."""
+    return f"`{name}`<br>`--{name.replace('_', '-')}`"
+
+
+def _row(cells: list[str], meaning: str) -> str:
+    """A table's line. A bar between backticks needs no escape, and would show its backslash."""
+    return "| " + " | ".join([*cells, meaning.replace("|", "\\|")]) + " |"
 
 
 def _default(field: ast.AnnAssign) -> str:

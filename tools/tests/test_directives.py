@@ -204,8 +204,8 @@ def test_options_table_reads_a_dataclass(context: PageContext, write: Write) -> 
     )
     table = expand("<!-- options: common/x.py:P -->", context)
     assert table[2:] == [
-        "| `n` | `--n` | `int` | required | How many \\| much. |",
-        "| `top_k` | `--top-k` | `int \\| None` | `None` | Keep k, or all. |",
+        "| `n`<br>`--n` | `int` | required | How many \\| much. |",
+        "| `top_k`<br>`--top-k` | `int | None` | `None` | Keep k, or all. |",
     ]
     assert len(expand("<!-- options: common/x.py:P only=n -->", context)) == 3
     with pytest.raises(DocsError, match="no field gone"):
