@@ -14,7 +14,7 @@ import io
 import json
 import logging
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NoReturn
 
 from common.cli_errors import one_line, run
@@ -46,16 +46,23 @@ def cli(stage: str, argv: list[str]) -> int:
     engine = importlib.import_module(f"{stage}.engine").LLMEngine(**line.options)
     session = _Session(engine, line)
     try:
-        if line.chat:
-            session.chat(prompts)
-        elif line.json:
-            session.print_json(prompts)
+        if line.profile:
+            _profiled(engine, lambda: session.run(line, prompts))
         else:
-            session.answer(prompts)
+            session.run(line, prompts)
     finally:
         if line.trace is not None:
             engine.trace.write(line.trace, timings=True)
     return 0
+
+
+def _profiled(engine: Any, work: Callable[[], None]) -> None:
+    """Do ``work`` under the profiler and print where the time of its steps went."""
+    from common.step_profiler import StepProfiler  # it imports torch
+
+    with StepProfiler(engine) as profiler:
+        work()
+    print(profiler.report(), file=sys.stderr, flush=True)
 
 
 def show_log(*, verbose: bool) -> None:
@@ -107,6 +114,15 @@ class _Session:
                 raise InvalidRequestError(f"{flag} needs a chat template, and this model has none")
         self.raw = line.raw or not has_template
         self.interactive = sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+
+    def run(self, line: CommandLine, prompts: Sequence[str]) -> None:
+        """Do what the command line asks for."""
+        if line.chat:
+            self.chat(prompts)
+        elif line.json:
+            self.print_json(prompts)
+        else:
+            self.answer(prompts)
 
     def answer(self, prompts: Sequence[str]) -> None:
         """Stream the answer to each prompt, then its timings. The prompts arrive together."""

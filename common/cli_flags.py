@@ -64,6 +64,7 @@ SWITCHES = {
     "raw": "continue the text as it stands, without the model's chat template",
     "no_thinking": "ask the chat template for answers without a chain of thought (Qwen3)",
     "verbose": "show the engine's log",
+    "profile": "print where the time of the first steps went (torch.profiler; it slows them)",
 }
 _REPEATED: dict[str, tuple[type, str]] = {"stop": (str, "TEXT"), "stop_token_ids": (int, "ID")}
 _METAVARS: dict[type, str] = {int: "N", float: "X", str: "NAME"}
@@ -82,6 +83,7 @@ class CommandLine:
         raw: Continue the text as it stands, without the chat template.
         thinking: False asks the chat template for an answer without a chain of thought.
         verbose: Show the engine's log.
+        profile: Print where the time of the steps went.
         trace: Where to write the trace.
     """
 
@@ -93,6 +95,7 @@ class CommandLine:
     raw: bool
     thinking: bool
     verbose: bool
+    profile: bool
     trace: Path | None
 
 
@@ -121,7 +124,7 @@ def parse_command_line(stage: str, argv: list[str]) -> CommandLine:
     EngineConfig.from_options(stage, options)  # refuses here what would cost a model load later
     return CommandLine(
         prompts, params, options, args.chat, args.json, args.raw, not args.no_thinking,
-        args.verbose, args.trace,
+        args.verbose, args.profile, args.trace,
     )  # fmt: skip
 
 

@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
 from common.memory import lifetime_peak_bytes
 from common.output_processor import RequestState
 from common.outputs import EngineStats
 
 
+@dataclass(frozen=True)
+class StepTiming:
+    """One step, for somebody who watches.
+
+    Attributes:
+        end: When its ids were on the host, ``time.perf_counter()`` seconds.
+        seconds: Its wall time.
+        prefill: Whether it computed prompt tokens.
+        slices: (start, end) of the positions that it computed, per sequence.
+    """
+
+    end: float
+    seconds: float
+    prefill: bool
+    slices: tuple[tuple[int, int], ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that it computed."""
+        return sum(end - start for start, end in self.slices)
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens whose K and V it needed, over all sequences."""
+        return sum(end for _, end in self.slices)
+
+
 class StatsRecorder:
-    """Adds up steps and finished requests."""
+    """Adds up steps and finished requests.
+
+    Attributes:
+        watch: Told of every step; None where nobody watches.
+    """
+
+    watch: Callable[[StepTiming], None] | None = None
 
     def __init__(self) -> None:
         """Start at zero."""
@@ -16,14 +52,26 @@ class StatsRecorder:
         self.scheduled_prefill = self.scheduled_decode = 0
         self.prefill_seconds = self.decode_seconds = 0.0
 
-    def on_step(self, seconds: float, *, prefill: bool, num_tokens: int) -> None:
+    def on_step(
+        self,
+        seconds: float,
+        *,
+        prefill: bool,
+        num_tokens: int,
+        end: float,
+        slices: Iterable[tuple[int, int]],
+    ) -> None:
         """Count one forward pass.
 
         Args:
             seconds: Its wall time.
             prefill: Whether it computed prompt tokens.
             num_tokens: Tokens it computed, padding left out.
+            end: When its ids were known, ``time.perf_counter()`` seconds.
+            slices: (start, end) of each sequence's positions; read only if somebody watches.
         """
+        if self.watch is not None:
+            self.watch(StepTiming(end, seconds, prefill, tuple(slices)))
         self.num_steps += 1
         if prefill:
             self.prefill_seconds += seconds

@@ -95,7 +95,7 @@ class LLMEngine:
             else None
         )
         self.trace = Trace(TraceInfo(STAGE, kv_cache=use_cache)) if trace else None
-        self._stats = StatsRecorder()
+        self.recorder = StatsRecorder()
         self._next_seq_id = 0
         self._serving: str | None = None  # the one request whose K and V the cache holds
         logger.info(
@@ -171,7 +171,7 @@ class LLMEngine:
 
     def stats(self) -> EngineStats:
         """Counts and times since the engine was built."""
-        return self._stats.snapshot(
+        return self.recorder.snapshot(
             weight_bytes=self.model.weight_bytes(),
             kv_bytes=self._kv_bytes(),
             peak_memory_bytes=peak_memory_bytes(str(self.device)),
@@ -217,7 +217,7 @@ class LLMEngine:
                 if not sequence.is_finished:
                     self._abort(sequence, state)
                 self.sampler.release(sequence)
-            self._stats.on_finished(state)
+            self.recorder.on_finished(state)
 
     def _abort(self, sequence: Sequence, state: RequestState) -> None:
         """End a sequence whose reader has gone (or whose pass failed)."""
@@ -241,7 +241,9 @@ class LLMEngine:
             sequence.logprobs.append(sampled.logprobs[0])
         check_stop(sequence, self.eos_token_ids, self.max_model_len)
         state.on_token(sequence)
-        self._stats.on_step(now - begin, prefill=prefill, num_tokens=known - start)
+        self.recorder.on_step(
+            now - begin, prefill=prefill, num_tokens=known - start, end=now, slices=[(start, known)]
+        )
         if self.trace is not None:
             self._record(sequence, start, known, (now - begin) * 1e3)
 

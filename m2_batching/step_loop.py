@@ -120,7 +120,13 @@ class StepLoop:
         touched = host.scheduler.update(plan, result, now)
         seconds, self._last_read = now - max(launched.begin, self._last_read), now
         is_prefill = bool(plan.new) or plan.num_tokens > len(plan.advanced)
-        host.recorder.on_step(seconds, prefill=is_prefill, num_tokens=plan.num_tokens)
+        host.recorder.on_step(
+            seconds,
+            prefill=is_prefill,
+            num_tokens=plan.num_tokens,
+            end=now,
+            slices=((item.start, item.end) for item in plan.scheduled),
+        )
         if host.tracer is not None:
             host.tracer.after(host.scheduler, plan, result, touched, seconds * 1e3)
         return touched

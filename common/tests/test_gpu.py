@@ -1,5 +1,6 @@
 """What the measuring tools do on a real GPU. Every test skips itself elsewhere."""
 
+import importlib
 import time
 
 import pytest
@@ -74,3 +75,23 @@ def test_profile_kernels() -> None:
     assert profile.num_kernels >= 8
     assert 0.0 < profile.busy < 0.9
     assert profile.wall > 0.05
+
+
+def test_step_profiler() -> None:
+    """Kernels are grouped and a GPU's idle time is the host's; a tiny model mostly waits."""
+    from common.random_model import RANDOM_MODEL
+    from common.request import SamplingParams
+    from common.step_profiler import StepProfiler
+
+    module = importlib.import_module("m4_flash.engine")
+    engine = module.LLMEngine(RANDOM_MODEL, max_num_seqs=4, max_model_len=512)
+    params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+    engine.generate([[1, 2, 3]], params)  # compiles
+    with StepProfiler(engine) as profiler:
+        engine.generate([[4, 5, 6], [7, 8, 9]], params)
+    text = profiler.report()
+    rows = {line[:26].strip(): line[26:] for line in text.splitlines()}
+    decode = {name: float(cells.split()[-2]) for name, cells in rows.items() if "%" in cells}
+    assert decode["attention"] > 0
+    assert decode["matrix products"] > 0
+    assert 0 < decode["idle, waits for the host"] < 100

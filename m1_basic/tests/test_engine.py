@@ -83,9 +83,9 @@ class TestStats:
 
         monkeypatch.setattr(engine.model, "forward", counted)
         monkeypatch.setattr(
-            engine._stats,
+            engine.recorder,
             "on_step",
-            lambda _, prefill, num_tokens: steps.append((prefill, num_tokens)),
+            lambda _, prefill, num_tokens, **_more: steps.append((prefill, num_tokens)),
         )
         engine.generate([tiny.prompts[1]], greedy(3))
         assert steps == expected

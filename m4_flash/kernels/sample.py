@@ -79,7 +79,7 @@ def _race_kernel(
 
 
 @triton.jit
-def _merge_kernel(best_ptr, id_ptr, out_ptr, CHUNKS: tl.constexpr, CHUNKS_P2: tl.constexpr):
+def _race_winner_kernel(best_ptr, id_ptr, out_ptr, CHUNKS: tl.constexpr, CHUNKS_P2: tl.constexpr):
     index = tl.program_id(0)
     chunk = tl.arange(0, CHUNKS_P2)
     known = chunk < CHUNKS
@@ -129,7 +129,7 @@ def sample(
         GREEDY_BELOW=GREEDY_EPSILON, LANES=LANES, TILE=tile, STEPS=steps,
         num_warps=tile,  # 8 ids of each word, or 16 bytes, per thread
     )  # fmt: skip
-    _merge_kernel[(num_seqs,)](
+    _race_winner_kernel[(num_seqs,)](
         best, ids, out, CHUNKS=chunks, CHUNKS_P2=triton.next_power_of_2(chunks), num_warps=1
     )
 
