@@ -123,7 +123,7 @@ class EngineConfig:
     use_cache: bool = option(True, "keep K and V of past tokens", "m1_basic", "m1_basic")
     attention_backend: str = option("auto", "attention implementation", "m4_flash")
     linear_backend: LinearBackend = option(
-        "auto", "products of few rows: the fastest way here, or PyTorch's own", "m4_flash"
+        "auto", "matrix products: the fastest way here, or PyTorch's own", "m4_flash"
     )
     programmatic_launch: bool = option(
         True, "kernels may start before the one ahead has ended (Hopper and newer)", "m4_flash"

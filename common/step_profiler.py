@@ -73,7 +73,7 @@ class StepProfiler:
             self.steps,
             to_spans(self._events, self._origin, gpu=self.device.startswith("cuda")),
             model.config,
-            weight_bytes=model.weight_bytes(),
+            weight_bytes=read_bytes(model),
             dtype=dtype,
         )
         peaks = measured_bandwidth(self.device), measured_flops(self.device, dtype)
@@ -93,6 +93,13 @@ class StepProfiler:
         self._hook = None
         self._profile.stop()
         self._events = list(self._profile.events() or ())
+
+
+def read_bytes(model: Any) -> int:
+    """Bytes of weights that a step reads: all, but an embedding only where it is the head too."""
+    total, table = int(model.weight_bytes()), model.embed_tokens.weight
+    own_head = all(parameter is not table for parameter in model.lm_head.parameters())
+    return total - table.nbytes if own_head else total
 
 
 def _mark(device: str) -> float:

@@ -24,7 +24,7 @@ from m4_flash.cuda_graph import Buckets, Capture, CudaCapture, NullCapture
 from m4_flash.devices import has_triton, supports_pdl
 from m4_flash.draw import DeviceDraw, Draw, HostDraw
 from m4_flash.input_batch import InputBatch
-from m4_flash.linear import small_batch_factory, use_small_batch_head
+from m4_flash.linear import small_batch_factory, suit_small_batches
 from m4_flash.runner import FlashRunner
 from m4_flash.sampler import DeviceSampler
 
@@ -54,14 +54,14 @@ def load_fused(config: EngineConfig, linear: MakeLinear | None = None) -> Loaded
         linear=linear,
     )
     if config.linear_backend == "auto" and suits_small_batches(loaded.dtype, device):
-        use_small_batch_head(loaded.model)
+        suit_small_batches(loaded.model)
     return loaded
 
 
 def make_linear(
     _config: ModelConfig, dtype: torch.dtype, device: torch.device, *, pdl: bool = True
 ) -> LinearFactory:
-    """Layers for a few rows where they are faster, dense ones elsewhere."""
+    """Layers that are faster for few rows, where there are any; dense ones elsewhere."""
     if has_triton(device):  # gpu-only: m4_flash/tests/test_gpu_gemv.py::test_the_engine_takes_them
         from m4_flash.gemv_linear import gemv_factory
 

@@ -25,9 +25,9 @@ from common.results import Result, Row, make_result, row
 from common.timing import interleaved, synchronizer
 from m0_init.loader import load
 from m4_flash.devices import supports_pdl
-from m4_flash.linear import few_rows
+from m4_flash.linear import can_pack, few_rows, pack, product
 
-ROWS = (1, 2, 4, 8, 16)
+ROWS = (1, 2, 4, 8, 16, 64)
 Pairs = Sequence[tuple[Tensor, Tensor]]
 Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -48,6 +48,7 @@ def run(args: Namespace, notes: list[str]) -> tuple[Result, str]:
     kinds = DenseLinear if gpu else (DenseLinear, TiedHead)
     weights = [layer.weight for layer in model.modules() if isinstance(layer, kinds)]
     moved = sum(weight.nbytes for weight in weights)
+    packed = [] if gpu or not can_pack() else [pack(weight) for weight in weights]
     rows: list[Row] = [row("weights", "B", float(moved))]
     for count in ROWS[::4] if args.smoke else ROWS:
         inputs = {
@@ -55,39 +56,43 @@ def run(args: Namespace, notes: list[str]) -> tuple[Result, str]:
             for width in {weight.shape[1] for weight in weights}
         }
         pairs = [(inputs[weight.shape[1]], weight) for weight in weights]
-        passes: dict[str, Callable[[], None]] = {
-            name: partial(_multiply, product, pairs)
-            for name, product in products(args.device).items()
-        }
+        passes = ways(args.device, pairs, packed)
         if gpu:  # gpu-only: m4_flash/tests/test_benchmarks.py::test_few_rows_on_a_gpu
             passes = {name: captured(run_all) for name, run_all in passes.items()}
         sync = synchronizer(args.device)
         times = interleaved(passes, repeat=args.repeat + 4, sync=sync)
-        rows += [row("time", "s", time, rows=count, product=name) for name, time in times.items()]
-        for name in list(times)[1:]:
-            ratio = times["torch"].median / times[name].median
-            rows.append(row("speedup_over_torch", "ratio", ratio, rows=count, product=name))
+        for name, time in times.items():
+            rows.append(row("time", "s", time, rows=count, product=name))
+            if name != "torch":
+                ratio = times["torch"].median / time.median
+                rows.append(row("speedup_over_torch", "ratio", ratio, rows=count, product=name))
     config = {"model": args.model, "dtype": str(model.dtype)}
     result = make_result(
         "m4_flash", "few_rows", rows, device=args.device, config=config, notes=notes
     )
-    (best,) = result.select(metric="time", rows=1, product=list(products(args.device))[-1])
-    used = mbu(moved, best["median"], measured_bandwidth(args.device))
-    return result, summary_line("m4_flash, one row", 1 / best["median"], used, None)
+    best = min(item["median"] for item in result.select(metric="time", rows=1))
+    used = mbu(moved, best, measured_bandwidth(args.device))
+    return result, summary_line("m4_flash, one row", 1 / best, used, None)
 
 
-def products(device: str) -> dict[str, Product]:
-    """Ways to multiply, PyTorch's first, ours last."""
-    if device.startswith(
-        "cuda"
-    ):  # gpu-only: m4_flash/tests/test_benchmarks.py::test_few_rows_on_a_gpu
-        from m4_flash.kernels.gemv import gemv
+def ways(device: str, pairs: Pairs, packed: Sequence[Tensor]) -> dict[str, Callable[[], None]]:
+    """Passes over all matrices by name: PyTorch's product first, then what this stage has."""
+    found: dict[str, Callable[[], None]] = {"torch": partial(_multiply, F.linear, pairs)}
+    gpu = device.startswith("cuda")
+    if gpu:  # gpu-only: m4_flash/tests/test_benchmarks.py::test_few_rows_on_a_gpu
+        from m4_flash.kernels.gemv import MAX_ROWS, gemv
 
-        found: dict[str, Product] = {"torch": F.linear, "gemv": lambda x, w: gemv(x, w, None)}
-        if supports_pdl(torch.device(device)):
-            found["early"] = lambda x, w: gemv(x, w, None, pdl=True)
+        if len(pairs[0][0]) <= MAX_ROWS:
+            found["gemv"] = partial(_multiply, partial(gemv, bias=None), pairs)
+            if supports_pdl(torch.device(device)):
+                early = partial(gemv, bias=None, pdl=True)
+                found["early"] = partial(_multiply, early, pairs)
         return found
-    return {"torch": F.linear, "few_rows": few_rows}
+    found["few_rows"] = partial(_multiply, few_rows, pairs)
+    if packed:
+        blocked = [(x, p) for (x, _), p in zip(pairs, packed, strict=True)]
+        found["packed"] = partial(_multiply, partial(product, bias=None), blocked)
+    return found
 
 
 def captured(  # gpu-only: m4_flash/tests/test_benchmarks.py::test_few_rows_on_a_gpu
@@ -106,7 +111,7 @@ def captured(  # gpu-only: m4_flash/tests/test_benchmarks.py::test_few_rows_on_a
     return replay
 
 
-def _multiply(product: Product, pairs: Pairs) -> None:
+def _multiply(multiply: Product, pairs: Pairs) -> None:
     """Every input with its matrix, once."""
     for x, weight in pairs:
-        product(x, weight)
+        multiply(x, weight)
