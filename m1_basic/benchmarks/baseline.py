@@ -50,16 +50,28 @@ class TransformersGenerate:
         Returns:
             ``time.perf_counter()`` seconds.
         """
-        ids = torch.tensor([prompt], device=self.device)
-        self._config.max_new_tokens = max_tokens
         clock = _Clock()
-        self.model.generate(
+        self._generate([prompt], max_tokens, clock)
+        return clock.times
+
+    @torch.inference_mode()
+    def generate(self, prompts: list[list[int]], max_tokens: int) -> list[list[int]]:
+        """``max_tokens`` greedy tokens after each of some equally long prompts, in one batch."""
+        rows: list[list[int]] = self._generate(prompts, max_tokens, None).tolist()
+        return [row[len(prompts[0]) :] for row in rows]
+
+    def _generate(
+        self, prompts: list[list[int]], max_tokens: int, streamer: _Clock | None
+    ) -> torch.Tensor:
+        ids = torch.tensor(prompts, device=self.device)
+        self._config.max_new_tokens = max_tokens
+        output: torch.Tensor = self.model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             generation_config=self._config,
-            streamer=clock,
+            streamer=streamer,
         )
-        return clock.times
+        return output
 
 
 class _Clock:

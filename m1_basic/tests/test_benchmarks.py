@@ -182,6 +182,11 @@ class TestBaseline:
         assert generated == [[*prompt, *tiny.oracle.greedy(prompt, 6)]]
         assert len(baseline.token_times(prompt, 3)) == 3
 
+    def test_a_batch_gives_each_prompt_its_own_ids(self, tiny: TinyModel) -> None:
+        baseline = TransformersGenerate(tiny.folder, torch.float32, "cpu")
+        prompts = [[5, 6, 7], [9, 8, 7]]
+        assert baseline.generate(prompts, 4) == [tiny.oracle.greedy(p, 4) for p in prompts]
+
     def test_eos_of_the_checkpoint_does_not_shorten_it(self, tiny: TinyModel) -> None:
         baseline = TransformersGenerate(tiny.folder, torch.float32, "cpu")
         baseline.model.config.eos_token_id = tiny.oracle.greedy(tiny.prompts[1], 1)[0]
