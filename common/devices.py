@@ -15,6 +15,8 @@ from common.model_costs import (
     gptq_bits_per_weight,
     kv_bytes,
     prefill_flops,
+    step_bytes,
+    step_flops,
     weight_bytes,
 )
 
@@ -110,14 +112,86 @@ def prefill_floor_seconds(config: ModelConfig, flops: float, length: int) -> flo
     return prefill_flops(config, length) / flops
 
 
-def gptq_linear_speedup(group_size: int = 128) -> float:
-    """Largest gain of a bandwidth-bound 4-bit projection over a bfloat16 one: 16 / its bits."""
-    return 16 / gptq_bits_per_weight(group_size)
+@dataclass(frozen=True)
+class ChunkedPrefill:
+    """A long prompt that lands on streams which decode, at the floor of every step.
+
+    Attributes:
+        num_steps: Steps until its first token.
+        gap: The longest of them, which every stream waits between two tokens.
+        ttft: All of them.
+        undisturbed: A step of the streams alone.
+    """
+
+    num_steps: int
+    gap: float
+    ttft: float
+    undisturbed: float
 
 
-def gptq_full_gain_tokens(ridge: float, group_size: int = 128) -> float:
-    """Tokens per step up to which that gain holds; beyond, the 4-bit product is compute-bound."""
-    return ridge / gptq_linear_speedup(group_size)
+def step_floor_seconds(
+    config: ModelConfig, bandwidth: float, flops: float, slices: list[tuple[int, int]]
+) -> float:
+    """Least time of a step of any mix: its bytes or its FLOPs, whichever takes longer.
+
+    Args:
+        config: The architecture.
+        bandwidth: Bytes per second.
+        flops: FLOP per second.
+        slices: (start, end) of the positions computed, per sequence.
+    """
+    return max(step_bytes(config, slices) / bandwidth, step_flops(config, slices) / flops)
+
+
+def chunked_prefill(
+    config: ModelConfig,
+    bandwidth: float,
+    flops: float,
+    *,
+    prompt: int,
+    budget: int,
+    streams: int = 0,
+    context: int = 0,
+    overhead: float = 0.0,
+) -> ChunkedPrefill:
+    """What a token budget costs: the gap of the streams and the first token of the prompt.
+
+    Args:
+        config: The architecture.
+        bandwidth: Bytes per second.
+        flops: FLOP per second.
+        prompt: Tokens of the prompt.
+        budget: Tokens per step; each stream takes one of them.
+        streams: Sequences that decode.
+        context: Tokens that each of them has; its growth meanwhile is left out.
+        overhead: Seconds that every step takes on top: launches, planning.
+
+    Raises:
+        ConfigError: The streams leave no token for the prompt.
+    """
+    room = budget - streams
+    if room < 1:
+        raise ConfigError(f"a budget of {budget} leaves no token beside {streams} streams")
+    decodes = [(context, context + 1)] * streams
+    times = [
+        overhead
+        + step_floor_seconds(
+            config, bandwidth, flops, [(begin, min(begin + room, prompt)), *decodes]
+        )
+        for begin in range(0, prompt, room)
+    ]
+    alone = overhead + step_floor_seconds(config, bandwidth, flops, decodes) if streams else 0.0
+    return ChunkedPrefill(len(times), max(times), sum(times), alone)
+
+
+def gptq_linear_speedup(group_size: int = 128, bits: int = 4) -> float:
+    """Largest gain of a bandwidth-bound quantised projection over a bfloat16 one: 16 / its bits."""
+    return 16 / gptq_bits_per_weight(group_size, bits)
+
+
+def gptq_full_gain_tokens(ridge: float, group_size: int = 128, bits: int = 4) -> float:
+    """Tokens per step up to which that gain holds; beyond, the product is compute-bound."""
+    return ridge / gptq_linear_speedup(group_size, bits)
 
 
 def kv_pool_bytes(

@@ -8,7 +8,7 @@ are named in :mod:`common.qwen3`; devices and step times are in :mod:`common.dev
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from common.errors import ConfigError
@@ -153,6 +153,41 @@ def decode_bytes(
     return weight_bytes(config, dtype) + batch * kv_bytes(config, context, dtype)
 
 
+def step_bytes(
+    config: ModelConfig,
+    slices: Iterable[tuple[int, int]],
+    dtype: str | None = None,
+    weights: int | None = None,
+) -> int:
+    """Bytes that a step of any mix must read: all weights once, and each sequence's KV.
+
+    Args:
+        config: The architecture.
+        slices: (start, end) of the positions computed, per sequence.
+        dtype: Element type of weights and KV (the stored one by default).
+        weights: Bytes of the weights where they are not all of ``dtype``.
+    """
+    held = weight_bytes(config, dtype) if weights is None else weights
+    return held + kv_bytes(config, sum(end for _, end in slices), dtype)
+
+
+def step_flops(config: ModelConfig, slices: Iterable[tuple[int, int]]) -> int:
+    """FLOPs of a step of any mix: projections, causal attention, a row of logits per sequence.
+
+    Args:
+        config: The architecture.
+        slices: (start, end) of the positions computed, per sequence.
+    """
+    spans = list(slices)
+    tokens = sum(end - start for start, end in spans)
+    pairs = sum((end - start) * (start + end + 1) for start, end in spans) // 2
+    return (
+        tokens * linear_flops_per_token(config)
+        + pairs * attention_flops_per_token(config)
+        + len(spans) * lm_head_flops_per_row(config)
+    )
+
+
 def token_forwards(prompt: int, new_tokens: int, use_cache: bool) -> int:
     """Tokens pushed through the layers to generate ``new_tokens`` after ``prompt`` tokens.
 
@@ -217,13 +252,13 @@ def gptq_bits_per_weight(group_size: int, bits: int = 4, scale_bits: int = 16) -
     return bits + (scale_bits + bits) / group_size
 
 
-def gptq_linear_bytes(config: ModelConfig, group_size: int = 128) -> int:
-    """Bytes of all projections inside the layers after 4-bit quantisation (``g_idx`` left out)."""
-    return round(parameter_counts(config).linear * gptq_bits_per_weight(group_size) / 8)
+def gptq_linear_bytes(config: ModelConfig, group_size: int = 128, bits: int = 4) -> int:
+    """Bytes of all projections inside the layers after quantisation (``g_idx`` left out)."""
+    return round(parameter_counts(config).linear * gptq_bits_per_weight(group_size, bits) / 8)
 
 
-def gptq_model_bytes(config: ModelConfig, group_size: int = 128) -> int:
+def gptq_model_bytes(config: ModelConfig, group_size: int = 128, bits: int = 4) -> int:
     """Bytes of the whole quantised model: embedding, ``lm_head`` and norms keep their dtype."""
     counts = parameter_counts(config)
     kept = (counts.total - counts.linear) * DTYPE_BYTES[config.dtype]
-    return kept + gptq_linear_bytes(config, group_size)
+    return kept + gptq_linear_bytes(config, group_size, bits)

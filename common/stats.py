@@ -31,11 +31,6 @@ class StepTiming:
         """Tokens that it computed."""
         return sum(end - start for start, end in self.slices)
 
-    @property
-    def context_tokens(self) -> int:
-        """Tokens whose K and V it needed, over all sequences."""
-        return sum(end for _, end in self.slices)
-
 
 class StatsRecorder:
     """Adds up steps and finished requests.

@@ -14,12 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from common.model_config import ModelConfig
-from common.model_costs import (
-    attention_flops_per_token,
-    kv_bytes,
-    linear_flops_per_token,
-    lm_head_flops_per_row,
-)
+from common.model_costs import step_bytes, step_flops
 from common.op_groups import GROUPS
 from common.stats import StepTiming
 from common.step_record import Phase
@@ -91,19 +86,9 @@ def step_budgets(
         for group, seconds in parts.items():
             budget.parts[group] += seconds
         budget.parts[HOST] += max(step.seconds - sum(parts.values()), 0.0)
-        budget.num_bytes += weight_bytes + kv_bytes(config, step.context_tokens, dtype)
-        budget.flops += step_flops(config, step)
+        budget.num_bytes += step_bytes(config, step.slices, dtype, weight_bytes)
+        budget.flops += step_flops(config, step.slices)
     return [budget for budget in found.values() if budget.num_steps]
-
-
-def step_flops(config: ModelConfig, step: StepTiming) -> int:
-    """FLOPs of a step: projections, causal attention, and a row of logits per sequence."""
-    pairs = sum((end - start) * (start + end + 1) // 2 for start, end in step.slices)
-    return (
-        step.num_tokens * linear_flops_per_token(config)
-        + attention_flops_per_token(config) * pairs
-        + len(step.slices) * lm_head_flops_per_row(config)
-    )
 
 
 def exclusive(spans: Iterable[Span]) -> list[Span]:

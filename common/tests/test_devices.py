@@ -8,6 +8,8 @@ from common.devices import (
     GIB,
     H100_80GB,
     RTX_4090,
+    ChunkedPrefill,
+    chunked_prefill,
     decode_ceiling_tokens_per_second,
     decode_floor_seconds,
     decode_saturation_tokens_per_second,
@@ -16,6 +18,7 @@ from common.devices import (
     kv_pool_bytes,
     kv_pool_tokens,
     prefill_floor_seconds,
+    step_floor_seconds,
 )
 from common.errors import ConfigError, OutOfMemoryError
 from common.model_costs import decode_bytes, weight_bytes
@@ -76,3 +79,37 @@ def test_format_bytes_changes_unit_at_one_gib() -> None:
     assert format_bytes(GIB - 1) == "1,024.0 MiB"
     assert format_bytes(GIB) == "1.00 GiB"
     assert format_bytes(1_192_099_840) == "1.11 GiB"
+
+
+def test_a_step_is_bound_by_bytes_or_by_flops() -> None:
+    model, bandwidth, flops = QWEN3_0_6B, H100_80GB.spec_bandwidth, H100_80GB.spec_flops
+    decodes = [(1023, 1024)] * 8
+    floor = decode_floor_seconds(model, bandwidth, 8, 1024)
+    assert step_floor_seconds(model, bandwidth, flops, decodes) == pytest.approx(floor)
+    prompt = prefill_floor_seconds(model, flops, 8192)
+    found = step_floor_seconds(model, bandwidth, flops, [(0, 8192)])
+    assert found == pytest.approx(prompt, rel=1e-3)
+
+
+def test_chunks_pay_for_short_gaps_with_a_late_first_token() -> None:
+    def land(budget: int, **more: int | float) -> ChunkedPrefill:
+        given = {"prompt": 1000, "budget": budget, "streams": 4, "context": 100} | more
+        return chunked_prefill(QWEN3_0_6B, 3e12, 900e12, **given)  # type: ignore[arg-type]
+
+    whole, half = land(1004), land(504)
+    assert (whole.num_steps, half.num_steps, land(104).num_steps) == (1, 2, 10)
+    assert whole.gap == whole.ttft
+    assert half.gap < whole.gap
+    assert half.ttft > whole.ttft
+    decodes = step_floor_seconds(QWEN3_0_6B, 3e12, 900e12, [(100, 101)] * 4)
+    assert half.undisturbed == whole.undisturbed == decodes
+    slow = land(504, overhead=0.5)
+    assert slow.ttft == pytest.approx(half.ttft + 1.0)
+    assert slow.gap == pytest.approx(half.gap + 0.5)
+    assert slow.undisturbed == pytest.approx(half.undisturbed + 0.5)
+    assert land(500, streams=0, overhead=1.0).undisturbed == 0.0
+
+
+def test_streams_may_take_the_whole_budget() -> None:
+    with pytest.raises(ConfigError, match="a budget of 4 leaves no token beside 4 streams"):
+        chunked_prefill(QWEN3_0_6B, 1.0, 1.0, prompt=10, budget=4, streams=4)

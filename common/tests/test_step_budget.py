@@ -11,11 +11,12 @@ from common.model_costs import (
     linear_flops_per_token,
     lm_head_flops_per_row,
     prefill_flops,
+    step_flops,
     weight_bytes,
 )
 from common.qwen3 import QWEN3_0_6B
 from common.stats import StepTiming
-from common.step_budget import HOST, Span, exclusive, step_budgets, step_flops, tenths
+from common.step_budget import HOST, Span, exclusive, step_budgets, tenths
 
 MODEL = QWEN3_0_6B
 
@@ -98,8 +99,8 @@ def test_bytes_and_flops_are_the_model_s() -> None:
     assert only.num_bytes == decode_bytes(MODEL, 2, 150)
     prompt = StepTiming(1.0, 1.0, True, ((0, 512),))
     expected = prefill_flops(MODEL, 512) + lm_head_flops_per_row(MODEL)
-    assert step_flops(MODEL, prompt) == pytest.approx(expected, rel=1e-3)
-    assert step_flops(MODEL, batch) > 2 * linear_flops_per_token(MODEL)
+    assert step_flops(MODEL, prompt.slices) == pytest.approx(expected, rel=1e-3)
+    assert step_flops(MODEL, batch.slices) > 2 * linear_flops_per_token(MODEL)
 
 
 @given(st.lists(st.floats(0.0, 1e6), min_size=1, max_size=9).filter(lambda v: sum(v) > 1e-6))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from tools import outputs
 from tools.docs_build.changes_page import render_changes
+from tools.calculators.page import render_calculator
 from tools.docs_build.context import PageContext
 from tools.docs_build.errors import DocsError
 from tools.docs_build.interview import render_questions
@@ -168,6 +169,9 @@ def _player(directive: Directive, context: PageContext) -> list[str]:
 def _rules(directive: Directive, context: PageContext) -> list[str]:
     directive.only()
     return render_rules(context)
+def _calculator(directive: Directive, context: PageContext) -> list[str]:
+    directive.only()
+    return render_calculator(directive.argument, context)
 
 
 def _stages(directive: Directive, context: PageContext) -> list[str]:
@@ -227,6 +231,8 @@ _DIRECTIVES: dict[str, Callable[[Directive, PageContext], list[str]]] = {
     "source": _source,
     "output": _output,
     "bench": _bench,
+    "benchmarks": _benchmarks,
+    "calculator": _calculator,
     "figure": _figure,
     "player": _player,
     "rules": _rules,

@@ -35,6 +35,7 @@ _TABS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Learn", "learn", ("index.md", *(stage.note.removeprefix("docs/learn/") for stage in STAGES))),
     ("Beyond M7", "beyond", ("index.md", *(f"{name}.md" for name in BEYOND))),
     ("Lab", "lab", ("traces.md",)),
+    ("Lab", "lab", ("traces.md", "drills.md", "calculators.md")),
     ("Stages", "stages", tuple(f"{stage.package}.md" for stage in STAGES)),
     ("Stages", "stages", tuple(name for stage in STAGES for name in _stage_pages(stage))),
     ("Notebooks", "notebooks", tuple(f"{stage.stem}.md" for stage in STAGES)),
