@@ -1,7 +1,7 @@
 // The four calculators: which inputs they have, what they answer, which curves they draw. No page here.
 
 import * as f from "./formulas.js";
-import { bytes, count, gigabytes, number, percent, seconds } from "./words.js";
+import { bytes, count, gigabytes, number, percent, seconds, times } from "./words.js";
 
 const GIB = 1024 ** 3;
 const powers = (from, to) => {
@@ -159,13 +159,13 @@ const gptqBytes = {
     return {
       answer:
         `${model.name} shrinks from ${gigabytes(full)} to ${gigabytes(packed)} (${percent(1 - packed / full)} less). ` +
-        `A step of one short sequence gets at most ${number(full / packed)} × as fast.`,
+        `A step of one short sequence becomes at most ${times(full / packed)} as fast.`,
       rows: [
         ["Bits per weight with scale and zero point", number(f.gptqBitsPerWeight(group, bits))],
         ["Projections, quantised", gigabytes(linear)],
         ["Projections, bfloat16", gigabytes(2 * f.linearParameters(model))],
         ["Embedding, head and norms, kept", gigabytes(packed - linear)],
-        ["Gain of a bandwidth-bound projection, at most", `${number(f.gptqLinearSpeedup(group, bits))} ×`],
+        ["Gain of a bandwidth-bound projection, at most", times(f.gptqLinearSpeedup(group, bits))],
         [
           `Tokens per step up to which it holds, ${device.name}`,
           count(f.gptqFullGainTokens(device.flops / device.bandwidth, group, bits)),

@@ -1,4 +1,6 @@
-// Numbers as text, in the site's units.
+// Numbers as text, in the site's units. The space before a unit does not break.
+
+const NBSP = "\u00a0";
 
 export const number = (value, digits = 3) =>
   value.toLocaleString("en-US", value >= 1000 ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: digits });
@@ -12,14 +14,16 @@ export function bytes(value) {
     value /= 1024;
     unit += 1;
   }
-  return `${number(value)} ${units[unit]}`;
+  return number(value) + NBSP + units[unit];
 }
 
-export const gigabytes = (value) => `${number(value / 1e9)} GB`;
+export const gigabytes = (value) => number(value / 1e9) + NBSP + "GB";
 
 export function seconds(value) {
-  if (value >= 1) return `${number(value)} s`;
-  return value >= 1e-3 ? `${number(value * 1e3)} ms` : `${number(value * 1e6)} µs`;
+  if (value >= 1) return number(value) + NBSP + "s";
+  return value >= 1e-3 ? number(value * 1e3) + NBSP + "ms" : number(value * 1e6) + NBSP + "µs";
 }
 
-export const percent = (value) => `${(value * 100).toFixed(1)} %`;
+export const percent = (value) => (value * 100).toFixed(1) + NBSP + "%";
+
+export const times = (value) => number(value) + NBSP + "×";
