@@ -45,6 +45,7 @@ class LinearFormat:
         scale_dtype: Element type of the scales.
         has_g_idx: Whether ``g_idx`` is stored.
         has_bias: Whether ``bias`` is stored.
+        whole_words: See :func:`m7_gptq.packing.unpack_zeros`.
     """
 
     bits: int
@@ -53,6 +54,7 @@ class LinearFormat:
     scale_dtype: torch.dtype
     has_g_idx: bool
     has_bias: bool
+    whole_words: bool = False
 
     def num_groups(self, in_features: int) -> int:
         """Groups of a layer with ``in_features`` inputs, the ragged last one included."""
@@ -124,6 +126,7 @@ class GPTQCheckpoint:
             scale_dtype=self._scale_dtype(name),
             has_g_idx=f"{name}.g_idx" in self.headers,
             has_bias=f"{name}.bias" in self.headers,
+            whole_words=self.config.whole_words,
         )
         self._check_shapes(name, made, in_features, out_features)
         return made

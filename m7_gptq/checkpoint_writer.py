@@ -82,7 +82,7 @@ def check_free(out: Path) -> None:
 def default_format(spec: QuantSpec) -> Format:
     """v1 for symmetric files, which every program reads; v2 for asymmetric ones.
 
-    Programs differ on a v1 zero point of 0 (stored as 15): GPTQModel adds 1 to whole words, and
+    Programs differ on a v1 zero point of 0: GPTQModel subtracts and adds 1 by whole words, and
     refuses asymmetric v1 files that it did not write itself.
     """
     return "gptq" if spec.sym else "gptq_v2"

@@ -108,7 +108,8 @@ class GPTQLinear(LoadableModule):
             target = self.qzeros[:, first // count : last // count]
             _copy_ints(target, tensor, f"{what} qzeros")
             if self.format.form != "gptq_v2":
-                zeros = unpack_zeros(target, bits, self.format.form)
+                by_word = self.format.whole_words
+                zeros = unpack_zeros(target, bits, self.format.form, whole_words=by_word)
                 target.copy_(pack_zeros(zeros, bits, "gptq_v2"))
         elif name == "scales":
             copy_checked(self.scales[:, first:last], tensor, f"{what} scales")

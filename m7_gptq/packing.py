@@ -7,7 +7,8 @@ input channels, zero points along the output channels (nibbles of 4 bits shown):
     qzeros  [groups, out/8] word [g, c]:  | 8c+7 | … | 8c+1 | 8c |    output channels of group g
 
 Two formats differ only in the zero point (the "+1 trap"): ``gptq`` (v1) stores ``zero − 1``,
-``gptq_v2`` stores ``zero``. Reading one as the other shifts every weight by one scale.
+``gptq_v2`` stores ``zero``. Reading one as the other shifts every weight by one scale. Where a zero
+point is 0, v1 itself has two readings, see :func:`unpack_zeros`.
 """
 
 from __future__ import annotations
@@ -110,15 +111,28 @@ def pack_zeros(zeros: Tensor, bits: int, form: Format) -> Tensor:
     return pack_columns(stored, bits)
 
 
-def unpack_zeros(words: Tensor, bits: int, form: Format) -> Tensor:
-    """Undo :func:`pack_zeros`.
+def unpack_zeros(words: Tensor, bits: int, form: Format, *, whole_words: bool = False) -> Tensor:
+    """Undo :func:`pack_zeros`, or what GPTQModel does in its place.
 
-    The 1 of v1 is added to each value apart, after unpacking. Adding ``0x11111111`` to the whole
-    word (what GPTQModel 7.7 does) lets a stored 15 carry into its neighbour.
+    In v1 a zero of 0 needs a 1 that is not there. :func:`pack_zeros` wraps within the value's own
+    bits, so the 1 is added to each value apart. GPTQModel subtracts ``0x11111111`` from the word,
+    which borrows from the neighbour; only the same sum over the whole word gives it back::
+
+        zeros, highest first   … 5 0    each apart  → stored … 4 15
+                                        whole words → stored … 3 15
+
+    Args:
+        words: ``[groups, out · bits / 32]`` int32.
+        bits: 4 or 8.
+        form: ``gptq`` or ``gptq_v2``.
+        whole_words: The 1 of v1 was subtracted from whole words.
 
     Returns:
         ``[groups, out]`` uint8, the true zero points.
     """
+    if form == "gptq" and whole_words:
+        ones = sum(1 << (bits * place) for place in range(per_word(bits)))
+        return unpack_columns(words + ones, bits)  # int32 wraps, as it did when written
     zeros = unpack_columns(words, bits)
     if form == "gptq":
         zeros = (zeros + 1) & max_int(bits)  # uint8 wraps at 256 by itself

@@ -6,7 +6,7 @@ neither ``format`` nor ``checkpoint_format``: they are v1.
 
 Keys that only say how the integers were found (damping, act-order, order of layers) change nothing
 for a reader and are not looked at. Keys that change what the integers mean are read here, or
-refused by name.
+refused by name. One of them is who wrote the file: GPTQModel stores v1 zero points its own way.
 """
 
 from __future__ import annotations
@@ -43,12 +43,14 @@ class GPTQConfig:
         group_size: Input channels per group, −1 for all.
         form: How zero points are stored.
         dynamic: Exceptions: a rule (see :meth:`for_module`) and what it changes.
+        whole_words: The 1 of v1 zero points was subtracted from whole words (GPTQModel).
     """
 
     bits: int
     group_size: int
     form: Format
     dynamic: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    whole_words: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what is not supported.
@@ -125,7 +127,9 @@ def parse_config(raw: Mapping[str, Any]) -> GPTQConfig:
     for key in DECODING:
         if key not in raw:
             raise CheckpointError(f"the quantisation config lacks {key!r}")
-    return GPTQConfig(raw["bits"], raw["group_size"], _format(raw), _rules(raw.get("dynamic")))
+    return GPTQConfig(
+        raw["bits"], raw["group_size"], _format(raw), _rules(raw.get("dynamic")), _by_gptqmodel(raw)
+    )
 
 
 def check_bits(bits: Any, what: str) -> None:
@@ -160,6 +164,14 @@ def _format(raw: Mapping[str, Any]) -> Format:
         if value == form:
             return form
     raise UnsupportedModelError(f"format {value!r} is not supported; supported: gptq, gptq_v2")
+
+
+def _by_gptqmodel(raw: Mapping[str, Any]) -> bool:
+    """Whether ``meta`` names GPTQModel as the writer: ``"quantizer": ["gptqmodel:7.6.0"]``."""
+    meta = raw.get("meta")
+    named = meta.get("quantizer") if isinstance(meta, Mapping) else None
+    writers = named if isinstance(named, list) else [named]
+    return any(str(each).lower().startswith("gptqmodel:") for each in writers)
 
 
 def _rules(raw: Any) -> tuple[tuple[str, Mapping[str, Any]], ...]:

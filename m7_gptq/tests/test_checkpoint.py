@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from m0_init.loader import load
 from m7_gptq.linear import GPTQLinear, SideBySide, gptq_linear
+from m7_gptq.packing import unpack_zeros
 from m7_gptq.tests.samples import (
     FIXTURES,
     PUBLISHED,
@@ -57,6 +58,26 @@ class TestPublishedCheckpoints:
         folder = copy_of(QWEN, tmp_path / "wrong", config=wrong)
         ids, expected = reference(QWEN)
         assert (logits(loaded(folder), ids) - expected).abs().max() > 0.1
+
+    @pytest.mark.parametrize(
+        "quantizer, second", [(["gptqmodel:7.6.0"], 5), ("gptqmodel:7.6.0", 5),
+                              (["autogptq:0.7.1"], 4), (None, 4)],
+    )  # fmt: skip
+    def test_who_wrote_a_v1_file_decides_about_borrows(
+        self, tmp_path: Path, quantizer: Any, second: int
+    ) -> None:
+        """Zero points 0 and 5, minus 1 by whole words: 15 and 3 in the file."""
+
+        def change(tensors: Tensors) -> None:
+            word = tensors[f"{DOWN}.qzeros"]
+            word[0, 0] = 0x7777_773F
+
+        meta = {"quantizer": quantizer} if quantizer else None
+        folder = copy_of("llama-asym-v1", tmp_path / "model", change, {"meta": meta})
+        layer = loaded(folder).get_submodule("layers.0.mlp.down")
+        assert isinstance(layer, GPTQLinear)
+        zeros = unpack_zeros(layer.qzeros[:1, :1], 4, "gptq_v2")
+        assert zeros.tolist() == [[0, second, 8, 8, 8, 8, 8, 8]]
 
     @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
     def test_lower_precision_runs(self, dtype: str) -> None:
@@ -198,7 +219,8 @@ class TestWhatTheWorldWrites:
         def wrap(tensors: Tensors) -> None:
             tensors[f"{DOWN}.qzeros"].fill_(-1)
 
-        folder = copy_of("llama-asym-v1", tmp_path / "wrap", wrap)
+        # Written value by value: by AutoGPTQ, or whoever does not sign.
+        folder = copy_of("llama-asym-v1", tmp_path / "wrap", wrap, {"meta": None})
         weight = our_weight(loaded(folder), DOWN)
         assert torch.equal(weight, torch.from_numpy(dequantise(tensors_of(folder), DOWN, 1)))
         assert float(weight.min()) >= 0  # no integer is below a zero point of 0

@@ -98,6 +98,21 @@ class TestZeroPoints:
         mixed = torch.tensor([[0x0F0F_0F0F]], dtype=torch.int32)
         assert unpack_zeros(mixed, 4, "gptq").tolist() == [[0, 1] * 4]
 
+    @settings(deadline=None)
+    @given(matrices(packed_dim=1))
+    def test_whole_words_lend_and_give_back(self, case: tuple[torch.Tensor, int]) -> None:
+        """GPTQModel's subtraction from the word, undone by its sum, whatever was borrowed."""
+        zeros, bits = case
+        ones = 0x1111_1111 if bits == 4 else 0x0101_0101
+        stored = pack_zeros(zeros, bits, "gptq_v2") - ones
+        assert torch.equal(unpack_zeros(stored, bits, "gptq", whole_words=True), zeros)
+
+    def test_a_borrow_is_misread_value_by_value(self) -> None:
+        zeros = torch.tensor([[0, 5, 8, 8, 8, 8, 8, 8]])
+        stored = pack_zeros(zeros, 4, "gptq_v2") - 0x1111_1111
+        assert unpack_zeros(stored, 4, "gptq").tolist() == [[0, 4, 8, 8, 8, 8, 8, 8]]
+        assert unpack_zeros(stored, 4, "gptq", whole_words=True).tolist() == zeros.tolist()
+
     def test_reading_one_format_as_the_other_is_off_by_one(self) -> None:
         zeros = torch.arange(1, 9)[None]
         misread = unpack_zeros(pack_zeros(zeros, 4, "gptq_v2"), 4, "gptq")
