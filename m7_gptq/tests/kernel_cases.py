@@ -108,3 +108,14 @@ def stored_layer(
 def activations(rows: int, inputs: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Normally distributed ``[rows, in]``."""
     return torch.randn(rows, inputs, generator=torch.Generator().manual_seed(7)).to(dtype)
+
+
+def packed_bytes(inputs: int, outputs: int, group_size: int, bits: int = 4) -> int:
+    """Bytes of one matrix without act-order, from the layout alone.
+
+    Words come in whole tiles (128 inputs of 4 bits, 64 of 8), the last one padded, so 64 inputs
+    of 4 bits take as many words as 128. Each group has a float16 scale and a zero point.
+    """
+    tile = 16 * 32 // bits
+    words = -(-inputs // tile) * tile * outputs * bits // 8
+    return words + -(-inputs // group_size) * outputs * (16 + bits) // 8

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from common.request import SamplingParams
 from common.testing.fixtures import TinyModel
 from m7_gptq.engine import LLMEngine
 from m7_gptq.fused_linear import FusedGPTQLinear
+from m7_gptq.tests.kernel_cases import packed_bytes
 from m7_gptq.tests.tiny_runs import SPEC, write
 
 pytestmark = pytest.mark.gpu
@@ -53,12 +53,8 @@ def test_ids_equal_those_of_the_cpu(quantised: Path, tiny: TinyModel, eager: boo
 def test_bfloat16_runs_and_memory_is_that_of_four_bits(quantised: Path, tiny: TinyModel) -> None:
     engine = LLMEngine(quantised, device="cuda", **{**OPTIONS, "dtype": "bfloat16"})
     assert all(len(tokens) == 24 for tokens in ids(engine, tiny.prompts))
-    held = sum(
-        layer.packed[0].nbytes for layer in engine.model.modules() if type(layer) is FusedGPTQLinear
-    )
-    dense = sum(
-        layer.in_features * sum(layer.out_sizes) * torch.bfloat16.itemsize
-        for layer in engine.model.modules()
-        if type(layer) is FusedGPTQLinear
-    )
-    assert held < 0.5 * dense
+    layers = [each for each in engine.model.modules() if type(each) is FusedGPTQLinear]
+    assert len(layers) == 4 * len(engine.model.layers)
+    for layer in layers:
+        held = sum(parameter.nbytes for parameter in layer.parameters())
+        assert held == packed_bytes(layer.in_features, sum(layer.out_sizes), SPEC.group_size)

@@ -11,7 +11,7 @@ from m7_gptq.checkpoint import LinearFormat
 from m7_gptq.kernels.repack import SLICE, PackedWeight, pack_tiles, unpack_tiles
 from m7_gptq.linear import GPTQLinear
 from m7_gptq.packing import FORMATS, Format, per_word, unpack_rows, unpack_zeros
-from m7_gptq.tests.kernel_cases import Order, StoredLayer, stored_layer
+from m7_gptq.tests.kernel_cases import Order, StoredLayer, packed_bytes, stored_layer
 
 ORDERS: tuple[Order, ...] = ("plain", "act-order", "uneven")
 
@@ -148,6 +148,12 @@ class TestSize:
         packed = stored_layer(1024, 64, group_size=128).packed()
         assert packed.nbytes * 8 / (1024 * 64) == 4.15625
         assert (packed.in_features, packed.out_features) == (1024, 64)
+
+    @pytest.mark.parametrize("bits", [4, 8])
+    @pytest.mark.parametrize("inputs", [64, 96, 256])
+    def test_bytes_follow_from_the_layout(self, inputs: int, bits: int) -> None:
+        packed = stored_layer(inputs, 64, group_size=16, bits=bits).packed()
+        assert packed.nbytes == packed_bytes(inputs, 64, 16, bits)
 
     def test_act_order_adds_one_number_per_input(self) -> None:
         plain = stored_layer(256, 64, group_size=128)
