@@ -36,6 +36,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help setup demo interview test test-docs gpu-test coverage lint format docs check-docs serve-docs notebooks compare clean
 .PHONY: help setup demo test test-docs gpu-test coverage lint format docs check-docs serve-docs site-test notebooks compare clean
+.PHONY: help setup demo test test-docs gpu-test gptq-oracle coverage lint format docs check-docs serve-docs notebooks compare clean
 
 ## help · This list
 help:
@@ -139,6 +140,20 @@ coverage:
 ## gpu-test · Run the tests that need a GPU
 gpu-test: $(DEV)
 	@$(PYTEST) -m gpu $(ARGS)
+
+# GPTQModel pins a numpy of its own, so it gets an environment of its own; every other version is ours.
+ORACLE := build/gptq-oracle
+$(ORACLE)/.installed: constraints.txt | $(PY)
+	@echo "Installing GPTQModel into $(ORACLE)/venv; the first time takes minutes"
+	@rm -rf $(ORACLE) && mkdir -p $(ORACLE)
+	@$(PY) -m venv $(ORACLE)/venv
+	@grep -v '^numpy==' constraints.txt > $(ORACLE)/constraints.txt
+	@$(ORACLE)/venv/bin/python -m pip install -q -c $(ORACLE)/constraints.txt $(PIP_ARGS) gptqmodel==7.6.0 optimum==2.3.0
+	@touch $@
+
+## gptq-oracle · Install GPTQModel apart, and check that it and M7 read each other's checkpoints
+gptq-oracle: $(DEV) $(ORACLE)/.installed
+	@$(PY) -m tools.gptq_oracle --python $(ORACLE)/venv/bin/python $(if $(SMOKE),--out build/results) $(ARGS)
 
 ## test-docs · Run notebooks, examples, and the commands and outputs that pages show, at smoke sizes
 test-docs: $(DEV)

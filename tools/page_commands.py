@@ -28,6 +28,7 @@ from tools.markdown import Fence, fences
 REASONS = {
     "needs-gpu": "needs a CUDA GPU",
     "needs-hub": "downloads a model from the Hugging Face hub",
+    "needs-index": "installs packages that the project itself does not need",
     "interactive": "waits for a person, or opens a server",
     "long": "takes too long here; made of make targets that .ci/run calls by itself",
 }

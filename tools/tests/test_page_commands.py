@@ -58,6 +58,14 @@ def test_a_long_block_of_ci_targets_passes(tmp_path: Path, write: Write) -> None
     assert list(page_commands.problems(tmp_path)) == []
 
 
+def test_what_needs_further_packages_is_not_run(tmp_path: Path, write: Write) -> None:
+    write(".ci/run", "make test\n")
+    write("README.md", block('bash no-run reason="needs-index"', "make gptq-oracle"))
+    (command,) = page_commands.commands(tmp_path)
+    assert command.reason == "needs-index"
+    assert list(page_commands.problems(tmp_path)) == []
+
+
 def test_blocks_run_in_the_checkout_with_smoke_sizes(tmp_path: Path) -> None:
     script = 'pwd; echo "smoke=$SMOKE"; python -c "import sys; print(sys.prefix)"'
     command = page_commands.PageCommand("p.md", 1, "bash", script, "", 60)

@@ -1,0 +1,1 @@
+"""``make gptq-oracle``: this project's GPTQ files against GPTQModel and transformers, both ways."""
