@@ -12,6 +12,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from common.errors import ConfigError, UnsupportedOptionError
@@ -30,7 +31,7 @@ STAGES = (
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Policy = Literal["fcfs", "priority"]
 Index = Literal["hash", "tree"]
-LinearBackend = Literal["auto", "torch"]
+LinearBackend = Literal["auto", "torch", "auto_gptq"]
 
 
 def option(
@@ -38,6 +39,8 @@ def option(
     help_text: str,
     since: str,
     until: str | None = None,
+    *,
+    later: Mapping[str, str] = MappingProxyType({}),
 ) -> Any:
     """A dataclass field that is also a user's option.
 
@@ -46,8 +49,10 @@ def option(
         help_text: One line for ``--help`` and the manual.
         since: First stage that has the option.
         until: Last stage that has it, for options that a later stage makes pointless.
+        later: Values that arrive after the option, each with its first stage.
     """
-    return field(default=default, metadata={"help": help_text, "since": since, "until": until})
+    metadata = {"help": help_text, "since": since, "until": until, "later": later}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,10 @@ class EngineConfig:
     use_cache: bool = option(True, "keep K and V of past tokens", "m1_basic", "m1_basic")
     attention_backend: str = option("auto", "attention implementation", "m4_flash")
     linear_backend: LinearBackend = option(
-        "auto", "matrix products: the fastest way here, or PyTorch's own", "m4_flash"
+        "auto",
+        "products with weights: the fastest way here, PyTorch's own, or (M7) auto-gptq's",
+        "m4_flash",
+        later={"auto_gptq": "m7_gptq"},
     )
     programmatic_launch: bool = option(
         True, "kernels may start before the one ahead has ended (Hopper and newer)", "m4_flash"
@@ -172,6 +180,7 @@ class EngineConfig:
             ConfigError: A value is outside its range.
         """
         refuse_unknown_options(stage, options)
+        _refuse_later_values(stage, options)
 
         def pick(owner: type) -> dict[str, Any]:
             names = {f.name for f in dataclasses.fields(owner)}
@@ -197,6 +206,7 @@ class Option:
         value_type: ``str``, ``int``, ``float`` or ``bool``.
         choices: Accepted values, where they are a fixed list.
         optional: Whether None is accepted.
+        later: Choices that arrive after ``since``, each with its first stage.
     """
 
     name: str
@@ -207,12 +217,20 @@ class Option:
     value_type: type
     choices: tuple[str, ...] = ()
     optional: bool = False
+    later: Mapping[str, str] = field(default_factory=dict)
 
     def in_stage(self, stage: str) -> bool:
         """Whether ``stage`` has this option."""
         at = STAGES.index(stage)
         last = STAGES.index(self.until) if self.until else len(STAGES)
         return STAGES.index(self.since) <= at <= last
+
+    def choices_in(self, stage: str) -> tuple[str, ...]:
+        """The choices that ``stage`` has."""
+        at = STAGES.index(stage)
+        return tuple(
+            each for each in self.choices if at >= STAGES.index(self.later.get(each, self.since))
+        )
 
 
 def all_options() -> Iterator[Option]:
@@ -233,12 +251,14 @@ def all_options() -> Iterator[Option]:
                 kind,
                 choices,
                 optional,
+                meta["later"],
             )
 
 
 def options_of(stage: str) -> tuple[Option, ...]:
-    """The options that ``stage`` has."""
-    return tuple(row for row in all_options() if row.in_stage(stage))
+    """The options that ``stage`` has, each with the choices that it has there."""
+    rows = (row for row in all_options() if row.in_stage(stage))
+    return tuple(dataclasses.replace(row, choices=row.choices_in(stage)) for row in rows)
 
 
 def refuse_unknown_options(stage: str, options: Mapping[str, Any]) -> None:
@@ -260,6 +280,24 @@ def refuse_unknown_options(stage: str, options: Mapping[str, Any]) -> None:
             raise UnsupportedOptionError(f"{stage} has no option {name!r}: it {where}")
         listed = ", ".join(sorted(own))
         raise UnsupportedOptionError(f"{stage} has no option {name!r}; it has: {listed}")
+
+
+def _refuse_later_values(stage: str, options: Mapping[str, Any]) -> None:
+    """Raise for a value that the option does not have in ``stage`` yet.
+
+    Raises:
+        UnsupportedOptionError: The message names the stage that brings the value.
+        ConfigError: No stage has it.
+    """
+    for row in options_of(stage):
+        if not row.later or row.name not in options:
+            continue
+        value = options[row.name]
+        if value in row.later and value not in row.choices:
+            raise UnsupportedOptionError(
+                f"{stage} has no {row.name} {value!r}: it arrives with {row.later[value]}"
+            )
+        _one_of(row.name, value, row.choices)
 
 
 def value_type(hint: Any) -> tuple[type, tuple[str, ...], bool]:

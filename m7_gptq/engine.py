@@ -6,6 +6,7 @@ import importlib.util
 
 import torch
 
+from common.errors import ConfigError
 from common.hub import resolve_model
 from common.model_config import ModelConfig
 from common.request import Request, Sequence
@@ -34,12 +35,21 @@ class LLMEngine(StepEngine):
     manager: KVCacheManager
 
     def load(self) -> LoadedModel:
-        """A GPTQ checkpoint as it is stored, or a dense one as in M6."""
+        """A GPTQ checkpoint as it is stored, or a dense one as in M6.
+
+        Raises:
+            ConfigError: The layers asked for are not installed, or there is nothing for them.
+        """
+        backend = self.config.linear_backend
+        layer = layer_for(resolve_device(self.config.device), backend)
         folder = resolve_model(self.config.model)
-        if not is_quantised(folder, ModelConfig.from_pretrained(folder)):
-            return load_fused(self.config)
-        layer = layer_for(resolve_device(self.config.device))
-        return load_fused(self.config, linear=gptq_linear(folder, layer))
+        if is_quantised(folder, ModelConfig.from_pretrained(folder)):
+            return load_fused(self.config, linear=gptq_linear(folder, layer))
+        if backend == "auto_gptq":
+            raise ConfigError(
+                f"linear_backend 'auto_gptq' runs quantised layers, and {folder} has none"
+            )
+        return load_fused(self.config)
 
     def build(self, loaded: LoadedModel) -> TraceInfo:
         """M4's runner, M6's tables, M5's scheduler and loop."""
@@ -78,10 +88,27 @@ class LLMEngine(StepEngine):
         check_seats(request, self.config.scheduler.max_num_seqs)
 
 
-def layer_for(device: torch.device) -> type[GPTQLinear]:
-    """Fused kernels on a GPU; elsewhere the reference, which unpacks and multiplies."""
+def layer_for(device: torch.device, backend: str = "auto") -> type[GPTQLinear]:
+    """The class of quantised layers.
+
+    Args:
+        device: Where they will be.
+        backend: ``auto`` takes the fused kernels on a GPU and elsewhere the reference, which
+            unpacks and multiplies; ``torch`` always takes the reference, ``auto_gptq`` the layers
+            of that package.
+
+    Raises:
+        ConfigError: The package is not installed.
+    """
+    if backend == "auto_gptq":
+        from m7_gptq.auto_gptq_linear import AutoGPTQLinear, require_auto_gptq
+
+        require_auto_gptq()
+        return AutoGPTQLinear
     gpu = device.type == "cuda" and importlib.util.find_spec("triton") is not None
-    if gpu:  # gpu-only: m7_gptq/tests/test_gpu.py::test_the_engine_takes_the_fused_layers
+    if (
+        gpu and backend == "auto"
+    ):  # gpu-only: m7_gptq/tests/test_gpu.py::test_the_engine_takes_the_fused_layers
         from m7_gptq.fused_linear import FusedGPTQLinear
 
         return FusedGPTQLinear

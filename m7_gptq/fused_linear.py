@@ -22,9 +22,7 @@ class FusedGPTQLinear(GPTQLinear):
     def loaded(self) -> None:
         """Repack; from then on only the packed tensors are held."""
         super().loaded()
-        ends = torch.tensor(self.out_sizes).cumsum(0).tolist()
-        ranges = [(0, ends[-1])] if self.merged else list(zip([0, *ends], ends, strict=False))
-        self.packed = tuple(self._pack(part, *span) for part, span in enumerate(ranges))
+        self.packed = tuple(self._pack(part, *span) for part, span in enumerate(self.spans()))
         self.held = nn.ParameterList(
             nn.Parameter(tensor, requires_grad=False)
             for weight in self.packed

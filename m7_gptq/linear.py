@@ -13,6 +13,7 @@ group size by a ``dynamic`` rule, or dense) are separate modules, :class:`SideBy
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,14 +135,18 @@ class GPTQLinear(LoadableModule):
             y += self.bias
         return torch.split(y, list(self.out_sizes), dim=-1) if self.split else y
 
+    def spans(self) -> list[tuple[int, int]]:
+        """Ranges of columns that share one ``g_idx``: all of them if :attr:`merged`, else parts."""
+        ends = list(itertools.accumulate(self.out_sizes))
+        return [(0, ends[-1])] if self.merged else list(zip([0, *ends], ends, strict=False))
+
     def chunks(self) -> list[tuple[int, int]]:
-        """Ranges of columns of at most :data:`CHUNK`, none across two parts."""
-        ranges, start = [], 0
-        for size in (sum(self.out_sizes),) if self.merged else self.out_sizes:
-            stop = start + size
-            ranges += [(i, min(i + CHUNK, stop)) for i in range(start, stop, CHUNK)]
-            start = stop
-        return ranges
+        """Ranges of columns of at most :data:`CHUNK`, none across two spans."""
+        return [
+            (i, min(i + CHUNK, stop))
+            for start, stop in self.spans()
+            for i in range(start, stop, CHUNK)
+        ]
 
     def dequantised(self, first: int, last: int) -> Tensor:
         """Columns ``first … last − 1`` of Ŵᵀ: ``scales · (ints − zeros)``.

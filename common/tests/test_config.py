@@ -177,6 +177,10 @@ class TestRanges:
             ({"prefix_index": "radix"}, "prefix_index must be one of hash, tree, got 'radix'"),
             ({"max_cached_blocks": -1}, "max_cached_blocks must be an integer of at least 0"),
             ({"linear_backend": "x"}, "linear_backend must be one of auto, torch, got 'x'"),
+            (
+                {"linear_backend": "auto_gptq"},
+                "m6_prefix has no linear_backend 'auto_gptq': it arrives with m7_gptq",
+            ),
             ({"overlap": "yes"}, "overlap must be True or False, got 'yes'"),
             ({"attention_backend": 3}, "attention_backend must be a name, got 3"),
             ({"policy": "lifo"}, "policy must be one of fcfs, priority, got 'lifo'"),
