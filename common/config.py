@@ -136,6 +136,10 @@ class EngineConfig:
     programmatic_launch: bool = option(
         True, "kernels may start before the one ahead has ended (Hopper and newer)", "m4_flash"
     )
+    head_bits: int | None = option(
+        None, "round the output matrix, and a tied embedding, to 8 bits (default: as stored)",
+        "m7_gptq",
+    )  # fmt: skip
     enforce_eager: bool = option(False, "do not capture CUDA graphs", "m4_flash")
     overlap: bool | None = option(
         None, "plan a step while the device computes the one before (default: on a GPU)",
@@ -152,6 +156,8 @@ class EngineConfig:
             raise ConfigError(f"model must be a non-empty string, got {self.model!r}")
         _one_of("dtype", self.dtype, get_args(DType))
         _one_of("linear_backend", self.linear_backend, get_args(LinearBackend))
+        if self.head_bits not in (None, 8):
+            raise ConfigError(f"head_bits must be 8 or None, got {self.head_bits!r}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", str(self.device)):
             raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {self.device!r}")
         if self.max_model_len is not None:

@@ -66,7 +66,6 @@ class AutoGPTQLinear(GPTQLinear):
         super().__init__(
             prefix, in_features, out_sizes, split, form, bias=bias, dtype=dtype, device=device
         )
-        self._dtype = dtype
 
     def loaded(self) -> None:
         """Hand the tensors over; from then on only the layers hold them."""
@@ -100,13 +99,13 @@ class AutoGPTQLinear(GPTQLinear):
             )
         make = quant_linear("qlinear_cuda_old" if plain else "qlinear_cuda")
         layer: Any = make(
-            bits, size, inputs, last - first, self.bias is not None, weight_dtype=self._dtype
+            bits, size, inputs, last - first, self.bias is not None, weight_dtype=self.dtype
         )
         layer.autogptq_cuda_available = False
         layer.wf = layer.wf.to(g_idx.device)
         layer.qweight = self.qweight[:, first:last].contiguous()
         layer.qzeros = pack_zeros(zeros, bits, "gptq")
-        layer.scales = self.scales[:, first:last].to(self._dtype)
+        layer.scales = self.scales[:, first:last].to(self.dtype)
         layer.g_idx = g_idx.clone()
         if self.bias is not None:
             layer.bias = self.bias[first:last].clone()

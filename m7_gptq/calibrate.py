@@ -130,9 +130,8 @@ class _Streams:
 
     def __init__(self, model: Transformer, samples: Sequence[Sequence[int]]) -> None:
         """Embed the samples."""
-        table = model.embed_tokens.weight
-        ids = [torch.tensor(list(sample), device=table.device) for sample in samples]
-        self.values = [nn.functional.embedding(each, table).float() for each in ids]
+        ids = [torch.tensor(list(sample), device=model.device) for sample in samples]
+        self.values = [model.embed_tokens(each).float() for each in ids]
         self._cos_sin = model.cos_sin
 
     def run(self, layer: DecoderLayer, index: int) -> Tensor:

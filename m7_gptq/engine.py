@@ -21,6 +21,7 @@ from m5_chunked.scheduler import Scheduler
 from m6_prefix.assembly import make_manager, make_scheduler
 from m6_prefix.kv_cache_manager import KVCacheManager
 from m7_gptq.checkpoint import is_quantised
+from m7_gptq.head import round_head
 from m7_gptq.linear import GPTQLinear, gptq_linear
 
 
@@ -40,16 +41,22 @@ class LLMEngine(StepEngine):
         Raises:
             ConfigError: The layers asked for are not installed, or there is nothing for them.
         """
-        backend = self.config.linear_backend
-        layer = layer_for(resolve_device(self.config.device), backend)
+        device, backend = resolve_device(self.config.device), self.config.linear_backend
+        layer = layer_for(device, backend)
         folder = resolve_model(self.config.model)
         if is_quantised(folder, ModelConfig.from_pretrained(folder)):
-            return load_fused(self.config, linear=gptq_linear(folder, layer))
-        if backend == "auto_gptq":
+            loaded = load_fused(self.config, linear=gptq_linear(folder, layer))
+        elif backend == "auto_gptq":
             raise ConfigError(
                 f"linear_backend 'auto_gptq' runs quantised layers, and {folder} has none"
             )
-        return load_fused(self.config)
+        else:
+            loaded = load_fused(self.config)
+        if self.config.head_bits is not None:
+            # auto-gptq's layers have no lookup of rows: the head is ours beside them.
+            ours = layer if backend != "auto_gptq" else layer_for(device)
+            round_head(loaded.model, ours)
+        return loaded
 
     def build(self, loaded: LoadedModel) -> TraceInfo:
         """M4's runner, M6's tables, M5's scheduler and loop."""

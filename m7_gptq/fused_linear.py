@@ -41,6 +41,11 @@ class FusedGPTQLinear(GPTQLinear):
         )
         return parts if self.split else torch.cat(parts, dim=-1)
 
+    def rows(self, ids: Tensor) -> Tensor:
+        """Some rows of Ŵ, as an embedding looks them up; ``[..., in_features]``."""
+        found = self.packed[0].rows(ids.reshape(-1))
+        return found.reshape(*ids.shape, self.in_features).to(self.dtype)
+
     def _biases(self, bias: Tensor) -> list[Tensor | None]:
         return list(torch.split(bias, list(self.out_sizes)))
 

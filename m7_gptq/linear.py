@@ -27,7 +27,7 @@ from common.model.weights import checkpoint_modules
 from common.model_config import ModelConfig
 from m0_init.loader import MakeLinear
 from m7_gptq.checkpoint import GPTQCheckpoint, LinearFormat, is_quantised
-from m7_gptq.packing import pack_zeros, per_word, unpack_rows, unpack_zeros
+from m7_gptq.packing import pack_zeros, per_word, pick_columns, unpack_rows, unpack_zeros
 
 CHUNK = 1024
 """Output channels that the reference dequantises at a time."""
@@ -52,6 +52,7 @@ class GPTQLinear(LoadableModule):
         g_idx: ``[parts, in]`` int32, group of each input channel.
         bias: ``[sum(out_sizes)]`` in the model's dtype, or None.
         merged: Once loaded, whether all parts have the same ``g_idx``.
+        dtype: Element type of the model.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class GPTQLinear(LoadableModule):
         super().__init__()
         self.prefix, self.in_features, self.out_sizes = prefix, in_features, out_sizes
         self.split, self.format, self.merged = split, form, False
+        self.dtype = dtype
         columns, count = sum(out_sizes), per_word(form.bits)
         groups = form.num_groups(in_features)
         self.qweight = uninitialised((in_features // count, columns), torch.int32, device)
@@ -166,6 +168,22 @@ class GPTQLinear(LoadableModule):
         weight -= zeros.float()[groups]  # one row of zeros and scales for each input
         weight *= scales.float()[groups]
         return weight
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Some rows of Ŵ, as an embedding looks them up. For a layer of one part.
+
+        Args:
+            ids: ``[...]`` int64, output channels.
+
+        Returns:
+            ``[..., in_features]`` in the model's dtype.
+        """
+        bits, flat = self.format.bits, ids.reshape(-1)
+        groups = self.g_idx[0].long()
+        weight = unpack_rows(self.qweight[:, flat], bits).float()
+        weight -= pick_columns(self.qzeros, flat, bits).float()[groups]
+        weight *= self.scales[:, flat].float()[groups]
+        return weight.T.reshape(*ids.shape, self.in_features).to(self.dtype)
 
     def _part(self, column: int) -> int:
         """The part that holds a column."""

@@ -92,6 +92,21 @@ def unpack_columns(words: Tensor, bits: int) -> Tensor:
     return unpack_rows(words.T, bits).T.contiguous()
 
 
+def pick_columns(words: Tensor, columns: Tensor, bits: int) -> Tensor:
+    """Some columns of what :func:`pack_columns` packed.
+
+    Args:
+        words: ``[groups, columns · bits / 32]`` int32.
+        columns: ``[n]`` int64, which ones.
+        bits: 4 or 8.
+
+    Returns:
+        ``[groups, n]`` int64.
+    """
+    count = per_word(bits)
+    return (words[:, columns // count] >> (columns % count * bits)) & max_int(bits)
+
+
 def pack_zeros(zeros: Tensor, bits: int, form: Format) -> Tensor:
     """Zero points as a checkpoint of one format stores them.
 

@@ -152,7 +152,7 @@ def gptq(weight: Tensor, hessian: Tensor, spec: QuantSpec) -> QuantizedWeight:
         w[:, stop:] -= errors @ upper[start:stop, stop:]
     back = torch.argsort(order)
     g_idx = (torch.arange(columns, device=w.device) // group)[back]
-    return _result(weight, hessian, ints[:, back], grids, g_idx)
+    return _result(weight, hessian, ints[:, back], *_stacked(grids), g_idx)
 
 
 def round_to_nearest(weight: Tensor, hessian: Tensor, spec: QuantSpec) -> QuantizedWeight:
@@ -167,14 +167,30 @@ def round_to_nearest(weight: Tensor, hessian: Tensor, spec: QuantSpec) -> Quanti
         CheckpointError: A weight is not finite, or beyond float16 scales.
     """
     columns = weight.shape[1]
-    group = spec.group(columns)
+    g_idx = torch.arange(columns, device=weight.device) // spec.group(columns)
+    return _result(weight, hessian, *nearest(weight, spec), g_idx)
+
+
+def nearest(weight: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor, Tensor]:
+    """Each weight's nearest integer on its group's grid.
+
+    Args:
+        weight: ``[out, in]`` float32 or float64.
+        spec: Bits and groups.
+
+    Returns:
+        ``ints [out, in]`` uint8, ``scales [out, groups]`` float16 and ``zeros [out, groups]``
+        uint8.
+
+    Raises:
+        CheckpointError: A weight is not finite, or beyond float16 scales.
+    """
     ints, grids = [], []
-    for part in torch.split(weight, group, dim=1):
+    for part in torch.split(weight, spec.group(weight.shape[1]), dim=1):
         grids.append(choose_grid(part, spec))
         scale, zero = (each.to(weight.dtype)[:, None] for each in grids[-1])
         ints.append(quantise(part, scale, zero, spec.bits).to(torch.uint8))
-    g_idx = torch.arange(columns, device=weight.device) // group
-    return _result(weight, hessian, torch.cat(ints, dim=1), grids, g_idx)
+    return torch.cat(ints, dim=1), *_stacked(grids)
 
 
 def choose_grid(weights: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
@@ -248,12 +264,16 @@ def _blocks(columns: int, group: int, block_size: int) -> list[tuple[int, int]]:
     ]
 
 
-def _result(
-    weight: Tensor, hessian: Tensor, ints: Tensor, grids: list[tuple[Tensor, Tensor]], g_idx: Tensor
-) -> QuantizedWeight:
-    """Stack the groups' grids and measure the error."""
+def _stacked(grids: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Scales and zeros ``[out, groups]`` from those of each group."""
     scales = torch.stack([scale for scale, _ in grids], dim=1)
-    zeros = torch.stack([zero for _, zero in grids], dim=1)
+    return scales, torch.stack([zero for _, zero in grids], dim=1)
+
+
+def _result(
+    weight: Tensor, hessian: Tensor, ints: Tensor, scales: Tensor, zeros: Tensor, g_idx: Tensor
+) -> QuantizedWeight:
+    """The result with its error measured."""
     made = QuantizedWeight(ints, scales, zeros, g_idx.int(), torch.empty(0))
     error = output_error(weight, made.dequantised(), hessian)
     return QuantizedWeight(ints, scales, zeros, g_idx.int(), error)

@@ -96,7 +96,7 @@ class TiedHead(LoadableModule):
 
 
 class VectorParameter(LoadableModule):
-    """A module with one parameter, loaded whole: embeddings and norms.
+    """A module with one parameter, loaded whole: the embedding and norms.
 
     Attributes:
         weight: The parameter.
@@ -123,6 +123,14 @@ class VectorParameter(LoadableModule):
         if (name, shard) != ("weight", 0):
             raise CheckpointError(f"{self.prefix} has no tensor {name!r}")
         copy_checked(self.weight, tensor, f"{self.prefix} {name}")
+
+
+class Embedding(VectorParameter):
+    """Rows of a matrix ``[vocab_size, hidden_size]``, one for each token."""
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """``[...]`` ids to ``[..., hidden_size]``."""
+        return F.embedding(token_ids, self.weight)
 
 
 def dense_linear_factory(dtype: torch.dtype, device: torch.device | str) -> LinearFactory:

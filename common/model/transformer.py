@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.model.interfaces import Attend, LinearFactory, LoadableModule, Ops
 from common.model.layers import DecoderLayer, RMSNorm
-from common.model.linear import TiedHead, VectorParameter
+from common.model.linear import Embedding, TiedHead
 from common.model.rope import rope_table
 from common.model_config import KVSpec, ModelConfig
 
@@ -55,7 +54,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.dtype = config, dtype
         vocab, hidden = config.vocab_size, config.hidden_size
-        self.embed_tokens = VectorParameter("embed_tokens", (vocab, hidden), dtype, device)
+        self.embed_tokens = Embedding("embed_tokens", (vocab, hidden), dtype, device)
         self.layers = nn.ModuleList(
             DecoderLayer(index, config, ops, linear, dtype, device)
             for index in range(config.num_layers)
@@ -90,7 +89,7 @@ class Transformer(nn.Module):
         Returns:
             Hidden states after the final norm, ``[..., hidden_size]``.
         """
-        x = F.embedding(token_ids, self.embed_tokens.weight)
+        x = self.embed_tokens(token_ids)
         if on_layer is not None:
             on_layer(0, x)
         cos_sin = self.cos_sin[positions]
@@ -129,4 +128,4 @@ class Transformer(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights live."""
-        return self.embed_tokens.weight.device
+        return self.cos_sin.device

@@ -33,6 +33,7 @@ WHERE = {
     "attention_backend": ("m4_flash", None),
     "linear_backend": ("m4_flash", None),
     "programmatic_launch": ("m4_flash", None),
+    "head_bits": ("m7_gptq", None),
     "enforce_eager": ("m4_flash", None),
     "overlap": ("m5_chunked", None),
     "long_prefill_token_threshold": ("m5_chunked", None),

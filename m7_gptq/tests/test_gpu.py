@@ -50,6 +50,16 @@ def test_ids_equal_those_of_the_cpu(quantised: Path, tiny: TinyModel, eager: boo
     assert ids(ours, tiny.prompts) == ids(theirs, tiny.prompts)
 
 
+@pytest.mark.parametrize("eager", [False, True])
+def test_an_output_matrix_of_eight_bits(quantised: Path, tiny: TinyModel, eager: bool) -> None:
+    """Logits by a kernel, lookups inside a recorded step; as on the CPU."""
+    options = {**OPTIONS, "head_bits": 8}
+    ours = LLMEngine(quantised, device="cuda", enforce_eager=eager, **options)
+    assert type(ours.model.lm_head) is FusedGPTQLinear
+    theirs = LLMEngine(quantised, device="cpu", **options)
+    assert ids(ours, tiny.prompts) == ids(theirs, tiny.prompts)
+
+
 def test_bfloat16_runs_and_memory_is_that_of_four_bits(quantised: Path, tiny: TinyModel) -> None:
     engine = LLMEngine(quantised, device="cuda", **{**OPTIONS, "dtype": "bfloat16"})
     assert all(len(tokens) == 24 for tokens in ids(engine, tiny.prompts))
