@@ -13,6 +13,7 @@ its stored dtype; one layer at a time is copied to float32, quantised, run once 
 Every step runs the samples only as far as the linear layer whose inputs it wants, through the
 layers that are already quantised: a later layer makes up for the errors of earlier ones too. q, k
 and v read the same input and share H (and the order of columns, with act-order), so do gate and up.
+Attention is computed in step 2 and kept for the steps after it, whose inputs do not change it.
 """
 
 from __future__ import annotations
@@ -83,9 +84,9 @@ def quantise_model(
 ) -> Iterator[QuantizedLinear]:
     """Quantise the linear layers of every decoder layer; embedding and ``lm_head`` stay dense.
 
-    Memory beside the model: the residual streams (``tokens · hidden · 4`` bytes), one layer in
-    float32 and one H (``inputs² · 8`` bytes; 75 MB for Qwen3-0.6B's widest). The model's own
-    weights are not changed.
+    Memory beside the model: residual streams and attention's outputs (``tokens · (hidden + heads ·
+    head_dim) · 4`` bytes), one layer in float32 and one H (``inputs² · 8`` bytes; 75 MB for
+    Qwen3-0.6B's widest). The model's own weights are not changed.
 
     Args:
         model: Dense, on any device.
@@ -133,11 +134,13 @@ class _Streams:
         ids = [torch.tensor(list(sample), device=model.device) for sample in samples]
         self.values = [model.embed_tokens(each).float() for each in ids]
         self._cos_sin = model.cos_sin
+        self._attended: dict[int, Tensor] = {}
 
     def run(self, layer: DecoderLayer, index: int) -> Tensor:
         """One sample through a layer; the new stream."""
         x = self.values[index]
-        y, residual = layer(x, None, self._cos_sin[: x.shape[0]], UncachedAttend())
+        attend = _AttendOnce(self._attended, index)
+        y, residual = layer(x, None, self._cos_sin[: x.shape[0]], attend)
         stream: Tensor = residual + y
         return stream
 
@@ -145,6 +148,7 @@ class _Streams:
         """All samples through a layer."""
         for index in range(len(self.values)):
             self.values[index] = self.run(layer, index)
+        self._attended.clear()
 
     def hessian(self, layer: DecoderLayer, linear: nn.Module, in_features: int) -> Tensor:
         """H of the inputs of one linear layer inside ``layer``."""
@@ -164,6 +168,24 @@ class _Streams:
         finally:
             hook.remove()
         return seen.matrix()
+
+
+class _AttendOnce(UncachedAttend):
+    """Attention of one sample in one layer, computed once q, k and v are quantised.
+
+    The pass that wants the inputs of q, k and v ends before it gets here, so the first call comes
+    after them.
+    """
+
+    def __init__(self, kept: dict[int, Tensor], sample: int) -> None:
+        """Keep the output of ``sample`` in ``kept``."""
+        self._kept, self._sample = kept, sample
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """``[L, heads, dim]``, as :class:`UncachedAttend`."""
+        if self._sample not in self._kept:
+            self._kept[self._sample] = super().__call__(layer, q, k, v)
+        return self._kept[self._sample]
 
 
 class _Reached(Exception):  # noqa: N818 (a signal, not an error)

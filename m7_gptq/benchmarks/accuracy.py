@@ -1,7 +1,11 @@
 """What 4 bits cost: perplexity of the floats, of round-to-nearest and of GPTQ, on two texts.
 
 Every quantised model is written as a checkpoint and loaded again, so that what is scored is what a
-user would run. The perplexities of one text compare with each other and with nothing else.
+user would run. The perplexities of one text compare with each other and with nothing else. The
+floats and one quantised model are scored again with an output matrix of 8 bits (``head_bits=8``).
+
+The whole benchmark takes many minutes. Each finished case is printed and kept in ``build``, and the
+same command on the same commit goes on after the last one.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import tempfile
 from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.embedded_model import EMBEDDED_MODEL
@@ -18,8 +22,10 @@ from common.model.transformer import Transformer
 from common.results import Result, Row, make_result, row
 from common.tokenizer import Tokenizer
 from m0_init.loader import LoadedModel, load
+from m7_gptq.benchmarks.kept import Kept
 from m7_gptq.calibrate import QuantizedLinear, quantise_model
 from m7_gptq.checkpoint_writer import write_checkpoint
+from m7_gptq.head import round_head
 from m7_gptq.linear import gptq_linear
 from m7_gptq.perplexity import perplexity
 from m7_gptq.quantizer import QuantSpec
@@ -123,13 +129,20 @@ def run(args: Namespace, notes: list[str]) -> tuple[Result, str]:
     sizes = SMOKE if args.smoke else FULL if args.full else SHORT
     loaded = load(args.model, dtype=args.dtype, device=args.device)
     assert loaded.tokenizer is not None, "perplexity needs a tokenizer"
+    config = {"model": str(args.model), "bits": 4, "damp": QuantSpec().damp, **asdict(sizes)}
+    kept = Kept(args.full, {**config, "dtype": args.dtype, "device": args.device})
     floats = _perplexities(loaded.model, loaded.tokenizer, sizes)
     rows = [
         row("perplexity", "ppl", value, text=text, method="float") for text, value in floats.items()
     ]
+    eight = load(args.model, dtype=args.dtype, device=args.device)
+    rows += _head_rows(eight, {"method": "float+head8"}, floats, sizes)
     best: tuple[float, Case] | None = None
-    for case in cases(args.smoke, args.full):
-        made, values = _quantised(loaded, case, sizes)
+    found = cases(args.smoke, args.full)
+    for number, case in enumerate(found, 1):
+        done = kept.find(case.labels)
+        made, values = done or _quantised(loaded, case, sizes, floats, head=case == found[1])
+        kept.keep(case.labels, (made, values))
         rows += made
         rises = {text: values[text] / floats[text] - 1 for text in values}
         for text, value in values.items():
@@ -137,7 +150,7 @@ def run(args: Namespace, notes: list[str]) -> tuple[Result, str]:
                 row("perplexity", "ppl", value, text=text, **case.labels),
                 row("perplexity_rise", "share", rises[text], text=text, **case.labels),
             ]
-        print(_progress(case, rises), flush=True)
+        print(f"{number}/{len(found)} {_progress(case, rises)}{' (kept)' * bool(done)}", flush=True)
         worst = max(rises.values())
         if case.method == "gptq" and (best is None or worst < best[0]):
             best = worst, case
@@ -145,11 +158,8 @@ def run(args: Namespace, notes: list[str]) -> tuple[Result, str]:
     if args.model == DEFAULT_MODEL:
         notes = [*notes, Q4_1_NOTE]
     result = make_result(
-        "m7_gptq", "accuracy", rows, device=args.device,
-        config={"model": str(args.model), "bits": 4, "damp": QuantSpec().damp,
-                **{name: getattr(sizes, name) for name in Sizes.__dataclass_fields__}},
-        notes=notes,
-    )  # fmt: skip
+        "m7_gptq", "accuracy", rows, device=args.device, config=config, notes=notes
+    )
     return result, f"m7_gptq: best 4-bit setting: perplexity {best[0]:+.2%} at worst ({best[1]})"
 
 
@@ -162,8 +172,38 @@ def _perplexities(model: Transformer, tokenizer: Tokenizer, sizes: Sizes) -> dic
     return found
 
 
-def _quantised(loaded: LoadedModel, case: Case, sizes: Sizes) -> tuple[list[Row], dict[str, float]]:
-    """Quantise, write, load and score; error rows and perplexities."""
+def _head_rows(
+    loaded: LoadedModel,
+    labels: dict[str, str | int | bool],
+    floats: dict[str, float],
+    sizes: Sizes,
+) -> list[Row]:
+    """Round a model's output matrix to 8 bits and score it; the model is changed."""
+    assert loaded.tokenizer is not None
+    before = loaded.model.weight_bytes()
+    round_head(loaded.model)
+    rows = []
+    for text, value in _perplexities(loaded.model, loaded.tokenizer, sizes).items():
+        rows += [
+            row("perplexity", "ppl", value, text=text, **labels),
+            row("perplexity_rise", "share", value / floats[text] - 1, text=text, **labels),
+        ]
+    saved = float(before - loaded.model.weight_bytes())
+    return [*rows, row("head_bytes_saved", "B", saved, **labels)]
+
+
+def _quantised(
+    loaded: LoadedModel, case: Case, sizes: Sizes, floats: dict[str, float], *, head: bool
+) -> tuple[list[Row], dict[str, float]]:
+    """Quantise, write, load and score; error rows and perplexities.
+
+    Args:
+        loaded: The dense model.
+        case: How to quantise.
+        sizes: How much to compute.
+        floats: Perplexities of the dense model.
+        head: Score it with an output matrix of 8 bits too.
+    """
     assert loaded.tokenizer is not None
     texts = [CALIBRATIONS[name].read() for name in case.calibration]
     samples = mixed_batches(
@@ -187,12 +227,15 @@ def _quantised(loaded: LoadedModel, case: Case, sizes: Sizes) -> tuple[list[Row]
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "quantised"
         size = write_checkpoint(out, loaded.folder, loaded.config, noted(), case.spec)
-        model = load(
+        made = load(
             out, dtype=str(loaded.dtype).removeprefix("torch."), device=str(loaded.device),
             linear=gptq_linear(out),
-        ).model  # fmt: skip
-        values = _perplexities(model, loaded.tokenizer, sizes)
+        )  # fmt: skip
+        values = _perplexities(made.model, loaded.tokenizer, sizes)
     rows = [row("checkpoint_bytes", "B", float(size), **case.labels)]
+    if head:
+        labels = {**case.labels, "method": f"{case.method}+head8"}
+        rows += _head_rows(made, labels, floats, sizes)
     if case.method == "gptq":
         rows += _error_rows(errors, case)
     return rows, values

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from common.testing.checkpoints import tiny_config, write_checkpoint
 from m1_basic.benchmarks.command import bench
+from m7_gptq.benchmarks import accuracy, kept
 from m7_gptq.benchmarks.accuracy import cases
 
 
@@ -37,7 +39,73 @@ def test_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (ratio,) = values("error_over_rtn", samples="calibration")
     assert 0 < ratio < 1
     assert len(values("checkpoint_bytes")) == 2
+    for text in ("python", "bible"):
+        for method, plain in (("float+head8", "float"), ("gptq+head8", "gptq")):
+            (eight,) = values("perplexity", text=text, method=method)
+            (four,) = values("perplexity", text=text, method=plain)
+            assert eight != four
+            assert eight == pytest.approx(four, rel=0.05)
+    # 320 × 32 floats against 8 bits, a scale and a zero point for each row, and the groups' index.
+    saved = 320 * 32 * 4 - 320 * (32 + 2 + 1) - 32 * 4
+    assert values("head_bytes_saved") == [saved, saved]
     assert "best 4-bit setting" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_finished_cases_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept, "commit", lambda: "0123abc")
+    case = ([{"metric": "x", "median": 1.5}], {"python": 14.25})
+    monkeypatch.setattr(kept, "FOLDER", tmp_path)
+    first = kept.Kept(True, {"samples": 2})
+    assert first.find({"method": "rtn"}) is None
+    first.keep({"method": "rtn"}, case)
+    again = kept.Kept(True, {"samples": 2})
+    assert again.find({"method": "rtn"}) == case
+    assert again.find({"method": "gptq"}) is None
+    assert kept.Kept(True, {"samples": 4}).find({"method": "rtn"}) is None
+    monkeypatch.setattr(kept, "commit", lambda: "4567def")
+    assert kept.Kept(True, {"samples": 2}).find({"method": "rtn"}) is None
+
+
+@pytest.mark.parametrize(("enabled", "source"), [(False, "0123abc"), (True, "unknown")])
+def test_nothing_is_kept_of_short_runs_and_unknown_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, enabled: bool, source: str
+) -> None:
+    monkeypatch.setattr(kept, "commit", lambda: source)
+    monkeypatch.setattr(kept, "FOLDER", tmp_path)
+    found = kept.Kept(enabled, {})
+    found.keep({"method": "rtn"}, ([], {}))
+    assert found.find({"method": "rtn"}) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole benchmark at the smallest sizes, stopped in its second case."""
+    config = tiny_config("llama", layers=1, hidden=32, heads=2, kv_heads=1, head_dim=16)
+    folder = write_checkpoint(tmp_path / "model", config, tokenizer=True)
+    out = ["--full", "--model", str(folder), "--device", "cpu", "--out", str(tmp_path / "out")]
+    few = accuracy.cases(smoke=True, full=False)
+    monkeypatch.setattr(accuracy, "FULL", accuracy.SMOKE)
+    monkeypatch.setattr(accuracy, "cases", lambda *_: few)
+    monkeypatch.setattr(kept, "commit", lambda: "0123abc")
+    monkeypatch.setattr(kept, "FOLDER", tmp_path / "kept")
+    quantised, calls = accuracy._quantised, []
+
+    def counted(loaded: Any, case: Any, *args: Any, **options: Any) -> Any:
+        calls.append(case.method)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return quantised(loaded, case, *args, **options)
+
+    monkeypatch.setattr(accuracy, "_quantised", counted)
+    with pytest.raises(KeyboardInterrupt):
+        bench("m7_gptq", ("accuracy",), out)
+    assert bench("m7_gptq", ("accuracy",), out) == 0
+    assert calls == ["rtn", "gptq", "gptq"]
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("1/2 rtn") and line.endswith("(kept)") for line in lines) == 1
+    assert sum(line.startswith("2/2 gptq") for line in lines) == 1
 
 
 def test_every_case_is_another_one() -> None:

@@ -12,6 +12,7 @@ from common.errors import CheckpointError, ConfigError
 from common.testing.checkpoints import Family, tiny_config
 from common.testing.checkpoints import write_checkpoint as write_dense
 from m0_init.loader import load
+from m1_basic.attention import UncachedAttend
 from m7_gptq.calibrate import QuantizedLinear, quantise_model
 from m7_gptq.hessian import Hessian
 from m7_gptq.linear import gptq_linear
@@ -96,6 +97,27 @@ class TestQuantiseModel:
         expected = gptq(down.get_parameter("weight").data, seen.matrix(), SPEC)
         (ours,) = (each for each in made if each.name == wanted)
         assert (ours.weight.ints == expected.ints).float().mean() > 0.999
+
+    def test_attention_is_computed_once_a_layer_with_the_quantised_projections(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And what is kept is what the whole quantised layer computes."""
+        calls: list[torch.Tensor] = []
+        attention = UncachedAttend.__call__
+
+        def counted(self: UncachedAttend, layer: int, *qkv: torch.Tensor) -> torch.Tensor:
+            calls.append(attention(self, layer, *qkv))
+            return calls[-1]
+
+        model, samples = dense(folder), SAMPLES[:2]
+        monkeypatch.setattr(UncachedAttend, "__call__", counted)
+        linears = list(quantise_model(model, samples, SPEC))
+        assert len(calls) == 2 * len(model.layers)
+        kept = list(calls)
+        put(model, linears)
+        logits(model, samples[0])
+        torch.testing.assert_close(calls[-2], kept[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(calls[-1], kept[2], rtol=1e-4, atol=1e-4)
 
     def test_act_order_is_shared_by_layers_with_the_same_input(self, folder: Path) -> None:
         spec = replace(SPEC, desc_act=True)
