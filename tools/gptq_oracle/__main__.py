@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None, answer: Answer | None = None) -> int
             return 1
     path = write_result(result, args.out)
     worst = max(row["max"] for row in result.select(metric="logit_difference"))
-    print(f"{path}: logits differ by {worst:.1e} at most, all dequantised weights are equal")
+    print(f"{path}: logits differ by {worst * 1e-6:.1e} at most, all dequantised weights are equal")
     return 0
 
 
