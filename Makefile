@@ -6,6 +6,7 @@
 #   PIP_ARGS=…       more arguments for every `pip install`
 #   ARGS=…           more arguments for the command a target runs
 #   SMOKE=1          benchmarks use their smallest sizes and write to build/results
+#   EXERCISES=dir    where drills are written and graded (default exercises)
 
 SHELL := bash
 .DEFAULT_GOAL := help
@@ -20,6 +21,10 @@ PIP_ARGS ?=
 ARGS ?=
 SMOKE ?=
 COVERAGE ?=
+DRILL ?=
+LEVEL ?=
+FORCE ?=
+EXERCISES ?= exercises
 
 PY := $(VENV)/bin/python
 RUNTIME := $(VENV)/.installed-runtime
@@ -104,18 +109,30 @@ interview: $(DEV)
 ## mN-run · Run stage N's command line: make m1-run ARGS='"Hello" --max-tokens 8'
 ## mN-test · Run stage N's tests
 ## mN-bench · Run stage N's benchmark beside the stage below it; ARGS=--full for all of it
+## mN-exercise · Write exercises/mN_name, a copy of stage N to fill in; DRILL=id, FORCE=1
+## mN-grade · Run stage N's tests against that copy; DRILL=id for one drill
+## mN-hint · Tell the next hint of DRILL=id, or hint LEVEL=2
+DRILLS = @$(PY) -m tools.drills
+drill_args = $(1) --drill="$(DRILL)" --exercises="$(EXERCISES)"
+
 define stage_targets
-.PHONY: $(1)-run $(1)-test $(1)-bench
+.PHONY: $(1)-run $(1)-test $(1)-bench $(1)-exercise $(1)-grade $(1)-hint
 $(1)-run: $$(RUNTIME)
 	@$$(PY) -m $(2) $$(ARGS)
 $(1)-test: $$(DEV)
 	@$$(PY) -m pytest $(2) $$(ARGS)
 $(1)-bench: $$(DEV)
 	@$$(PY) -m $(2).benchmarks $$(if $$(SMOKE),--smoke --out build/results) $$(ARGS)
+$(1)-exercise: $$(DEV)
+	$$(DRILLS) exercise $$(call drill_args,$(1)) --force="$$(FORCE)" $$(ARGS)
+$(1)-grade: $$(DEV)
+	$$(DRILLS) grade $$(call drill_args,$(1)) $$(ARGS)
+$(1)-hint: $$(DEV)
+	$$(DRILLS) hint $$(call drill_args,$(1)) --level="$$(LEVEL)" $$(ARGS)
 endef
 $(foreach stage,$(STAGES),$(eval $(call stage_targets,$(firstword $(subst _, ,$(stage))),$(stage))))
 
-m%-run m%-test m%-bench:
+m%-run m%-test m%-bench m%-exercise m%-grade m%-hint:
 	@echo "make: there is no stage m$*; stages here: $(STAGES)" >&2; exit 2
 
 ## compare · Compare two benchmark results: make compare A=old.json B=new.json

@@ -93,6 +93,12 @@ def test_top_p_counts_what_top_k_left() -> None:
     assert sum(v > 0 for v in distribution(PROBABILITIES, top_p=0.6)) == 2
 
 
+def test_temperature_comes_before_top_p() -> None:
+    # At T = 0.5 the likeliest has 73 %, so p = 0.7 is reached by it alone; at T = 1 it takes two.
+    assert sum(v > 0 for v in distribution(PROBABILITIES, temperature=0.5, top_p=0.7)) == 1
+    assert sum(v > 0 for v in distribution(PROBABILITIES, top_p=0.7)) == 2
+
+
 def test_min_p_is_relative_to_the_likeliest() -> None:
     row = apply_min_p(logits_of(PROBABILITIES), torch.tensor([0.25]))
     assert torch.isinf(row[0]).tolist() == [False, False, False, True, True]
