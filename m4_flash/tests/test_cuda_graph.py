@@ -53,6 +53,11 @@ def test_mixed_steps(most: int, tokens: int, seqs: int) -> None:
         assert found.max_query_len == found.num_tokens
 
 
+def test_more_tokens_where_the_smallest_size_has_no_count_that_fits() -> None:
+    # With 16 tokens the counts are 1 and 4, so ten sequences take the next size.
+    assert Buckets(300).find(16, 10) == Bucket(32, 16)
+
+
 def test_all_buckets_are_distinct_and_the_largest_comes_first() -> None:
     every = Buckets(64).all()
     assert len(set(every)) == len(every)
