@@ -17,6 +17,7 @@ from tools import outputs
 from tools.docs_build.changes_page import render_changes
 from tools.calculators.page import render_calculator
 from tools.docs_build.context import PageContext
+from tools.docs_build.drills import render_drills
 from tools.docs_build.errors import DocsError
 from tools.docs_build.interview import render_questions
 from tools.docs_build.players import render_player, render_rules
@@ -201,6 +202,14 @@ def _whole(
         return render(context)
 
     return expanded
+def _drills(directive: Directive, context: PageContext) -> list[str]:
+    directive.only()
+    return render_drills(context, directive.argument)
+
+
+def _api(directive: Directive, context: PageContext) -> list[str]:
+    directive.only()
+    return api_pages(context.root, directive.argument)
 
 
 def _options(directive: Directive, context: PageContext) -> list[str]:
@@ -237,6 +246,7 @@ _DIRECTIVES: dict[str, Callable[[Directive, PageContext], list[str]]] = {
     "player": _player,
     "rules": _rules,
     "stages": _stages,
+    "drills": _drills,
     "api": _api,
     "options": _options,
     "constants": _constants,

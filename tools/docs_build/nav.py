@@ -38,6 +38,7 @@ _TABS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Lab", "lab", ("traces.md", "drills.md", "calculators.md")),
     ("Stages", "stages", tuple(f"{stage.package}.md" for stage in STAGES)),
     ("Stages", "stages", tuple(name for stage in STAGES for name in _stage_pages(stage))),
+    ("Lab", "lab", ("drills.md",)),
     ("Notebooks", "notebooks", tuple(f"{stage.stem}.md" for stage in STAGES)),
     ("Interview", "interview", ("index.md", "by-stage.md", "by-theme.md", "cards.md")),
     ("Benchmarks", "benchmarks", ("index.md",)),

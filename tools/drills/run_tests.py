@@ -143,7 +143,9 @@ def _run(job: Job) -> Outcomes:
     outcomes = recorder.outcomes
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) and not outcomes.failed:
         log = (Path(job.tree) / "pytest.log").read_text(encoding="utf-8", errors="replace")
-        outcomes.failed[job.tests[0]] = f"pytest ended with {code!r}: {' '.join(log.split())[-300:]}"
+        outcomes.failed[job.tests[0]] = (
+            f"pytest ended with {code!r}: {' '.join(log.split())[-300:]}"
+        )
     return outcomes
 
 

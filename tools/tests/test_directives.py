@@ -265,3 +265,42 @@ def test_stages_link_only_what_is_there(context: PageContext, write: Write) -> N
     assert len(table) == 2 + 8
     assert table[3].endswith("| [Note](01_basic_inference.md) | – |")
     assert table[4].endswith("| – | – |")
+
+
+DRILL = """\
+[[drill]]
+id = "add"
+target = "sums.py:add"
+title = "Add"
+teaches = "adding"
+task = "Add two numbers."
+minutes = 5
+hints = ["Think.", "a + b."]
+tests = ["test_sums.py"]
+"""
+
+
+def test_drills_are_a_table_with_folded_hints(context: PageContext, write: Write) -> None:
+    write("m3_paged/drills.toml", DRILL)
+    write("m3_paged/drills_wrong.toml", "")
+    page = expand("<!-- drills: m3_paged -->", context)
+    assert page[2] == "| `add` | Add | adding | 5 |"
+    assert page[4:7] == ['??? tip "Tasks and hints"', "", '    ??? note "add"']
+    assert "        1. a + b." in page
+    assert expand("<!-- drills -->", context)[2:] == [
+        "| [M3 · Paged KV cache](#m3) | 1 | 5 |",
+        "| all | 1 | 5 |",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [("m9_none", "'m9_none' has no drills.toml"), ("m3_paged", "missing or unknown: teaches")],
+)
+def test_drills_that_cannot_be_read(
+    context: PageContext, write: Write, name: str, message: str
+) -> None:
+    write("m3_paged/drills.toml", DRILL.replace('teaches = "adding"\n', ""))
+    write("m3_paged/drills_wrong.toml", "")
+    with pytest.raises(DocsError, match=message):
+        expand(f"<!-- drills: {name} -->", context)

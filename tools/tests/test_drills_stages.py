@@ -48,7 +48,11 @@ def test_an_entry_is_complete(drill: Drill) -> None:
 @pytest.mark.parametrize("drill", ALL, ids=name_of)
 def test_its_blank_and_its_wrong_answers_are_python(drill: Drill) -> None:
     source = (ROOT / drill.source).read_text(encoding="utf-8")
-    others = [source, blank(source, [drill]), *(wrong_text(ROOT, drill, each) for each in drill.wrong)]
+    others = [
+        source,
+        blank(source, [drill]),
+        *(wrong_text(ROOT, drill, each) for each in drill.wrong),
+    ]
     for text in others:
         ast.parse(text)
     assert len(set(others)) == len(others)

@@ -94,8 +94,12 @@ def test_each_stage_has_its_targets(stage: str) -> None:
         ("run", f"-m {stage} --flag"),
         ("test", f"-m pytest {stage} --flag"),
         ("bench", f"-m {stage}.benchmarks --smoke --out build/results --flag"),
+        ("exercise", f'-m tools.drills exercise {short} --drill="x"'),
+        ("grade", f'-m tools.drills grade {short} --drill="x" --exercises="here" --flag'),
+        ("hint", f'-m tools.drills hint {short} --drill="x" --exercises="here" --level="2" --flag'),
     ):
-        done = make("-n", f"{short}-{target}", "ARGS=--flag", "SMOKE=1", "INSTALL=no")
+        given = ("DRILL=x", "EXERCISES=here", "LEVEL=2", "ARGS=--flag", "SMOKE=1", "INSTALL=no")
+        done = make("-n", f"{short}-{target}", *given)
         assert done.returncode == 0, done.stderr
         assert command in done.stdout
 
