@@ -39,7 +39,7 @@ def _summary(context: PageContext) -> list[str]:
             own = sum(drill.minutes for drill in drills)
             lines.append(f"| {_link(stage)} | {len(drills)} | {own} |")
             count, minutes = count + len(drills), minutes + own
-    return [*lines, f"| all | {count} | {minutes} |"]
+    return [*lines, f"| all | {count} | {minutes:,} |"]
 
 
 def _link(stage: Stage) -> str:
@@ -47,9 +47,9 @@ def _link(stage: Stage) -> str:
 
 
 def _table(drills: tuple[Drill, ...]) -> list[str]:
-    lines = ["| Drill | | Teaches | Minutes |", "| --- | --- | --- | ---: |"]
+    lines = ["| Drill | Teaches | Minutes |", "| --- | --- | ---: |"]
     lines += [
-        f"| `{drill.id}` | {drill.title} | {drill.teaches} | {drill.minutes} |" for drill in drills
+        f"| {drill.title}<br>`{drill.id}` | {drill.teaches} | {drill.minutes} |" for drill in drills
     ]
     return lines
 

@@ -12,6 +12,7 @@ from tools.drills.grade import grade, report
 from tools.drills.spec import choose, find_package, read_drills
 
 ROOT = Path(__file__).resolve().parents[2]
+_FOLDER = "exercises"
 
 
 def main(argv: list[str]) -> int:
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("action", choices=("exercise", "grade", "hint"))
     parser.add_argument("stage", help="m0 to m7")
     parser.add_argument("--drill", default="", help="one drill; all by default")
-    parser.add_argument("--exercises", default="exercises", help="folder of the working copies")
+    parser.add_argument("--exercises", default=_FOLDER, help="folder of the working copies")
     parser.add_argument("--level", default="", help="which hint; the next one by default")
     parser.add_argument("--force", default="", help="1 writes over a copy that is there")
     args = parser.parse_args(argv)
@@ -38,10 +39,11 @@ def main(argv: list[str]) -> int:
         force = _force(args.force)
         write_exercise(ROOT, drills, copy.parent, only=only, force=force)
         blanked = [only] if only else list(drills)
-        print(f"{copy}: {len(blanked)} functions to write")
+        print(f"{copy}, functions to write: {len(blanked)}")
         for drill in blanked:
             print(f"  {drill.id} · {drill.minutes} min · {copy / drill.path}, {drill.symbol}")
-        print(f"grade it with: make {drills[0].stage}-grade")
+        where = "" if args.exercises == _FOLDER else f" EXERCISES={args.exercises}"
+        print(f"grade it with: make {drills[0].stage}-grade{where}")
     elif args.action == "grade":
         chosen = [only] if only else list(drills)
         print("\n".join(report(chosen, grade(ROOT, chosen, copy), copy)))

@@ -284,7 +284,7 @@ def test_drills_are_a_table_with_folded_hints(context: PageContext, write: Write
     write("m3_paged/drills.toml", DRILL)
     write("m3_paged/drills_wrong.toml", "")
     page = expand("<!-- drills: m3_paged -->", context)
-    assert page[2] == "| `add` | Add | adding | 5 |"
+    assert page[2] == "| Add<br>`add` | adding | 5 |"
     assert page[4:7] == ['??? tip "Tasks and hints"', "", '    ??? note "add"']
     assert "        1. a + b." in page
     assert expand("<!-- drills -->", context)[2:] == [

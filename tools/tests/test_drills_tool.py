@@ -77,7 +77,7 @@ class TestFromStartToEnd:
         where = ["--exercises", str(tmp_path)]
         copy = tmp_path / "m3_paged"
         assert main(["exercise", "m3", *where]) == 0
-        assert f"{copy}: {len(M3)} functions to write" in capsys.readouterr().out
+        assert f"{copy}, functions to write: {len(M3)}" in capsys.readouterr().out
         before = hashes(copy)
         assert main(["grade", "m3", *where]) == 0
         said = capsys.readouterr().out
