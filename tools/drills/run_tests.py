@@ -76,8 +76,10 @@ def run_jobs(root: Path, jobs: Sequence[Job]) -> list[Outcomes]:
         jobs: In any order; results come in the same.
 
     Raises:
-        RuntimeError: The process broke down; its output is the message.
+        ConfigError: The process broke down; the last line that it said is in the message.
     """
+    from common.errors import ConfigError  # not at the top: see _run
+
     env = {k: v for k, v in os.environ.items() if not k.startswith(("COV", "PYTEST"))}
     # Always on the CPU: a drill is graded the same on every machine.
     env |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -92,7 +94,8 @@ def run_jobs(root: Path, jobs: Sequence[Job]) -> list[Outcomes]:
         check=False,
     )
     if done.returncode != 0:
-        raise RuntimeError(done.stdout + done.stderr)
+        said = (done.stderr or done.stdout or "nothing").strip().splitlines()[-1]
+        raise ConfigError(f"the tests ended with exit code {done.returncode}, saying: {said}")
     return [Outcomes(**each) for each in json.loads(done.stdout)]
 
 
@@ -129,6 +132,7 @@ def _run(job: Job) -> Outcomes:
     """Run pytest in this process, which must not have imported the repository's packages."""
     import pytest
 
+    assert "common" not in sys.modules, "the tree's own packages would not be used"
     os.chdir(job.tree)
     sys.path[:] = [job.tree, *(p for p in sys.path if p and Path(p) != Path.cwd())]
     recorder = _Recorder()

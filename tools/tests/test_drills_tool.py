@@ -21,6 +21,7 @@ from tools.drills.tree import build_tree, copied_files
 
 ROOT = Path(__file__).resolve().parents[2]
 M3 = read_drills(ROOT, "m3_paged")
+M6 = read_drills(ROOT, "m6_prefix")
 POOL = tuple(d for d in M3 if d.path == "block_pool.py")
 
 
@@ -75,25 +76,25 @@ class TestFromStartToEnd:
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         where = ["--exercises", str(tmp_path)]
-        copy = tmp_path / "m3_paged"
-        assert main(["exercise", "m3", *where]) == 0
-        assert f"{copy}, functions to write: {len(M3)}" in capsys.readouterr().out
+        copy = tmp_path / "m6_prefix"
+        assert main(["exercise", "m6", *where]) == 0
+        assert f"{copy}, functions to write: {len(M6)}" in capsys.readouterr().out
         before = hashes(copy)
-        assert main(["grade", "m3", *where]) == 0
+        assert main(["grade", "m6", *where]) == 0
         said = capsys.readouterr().out
-        assert f"m3_paged: 0 of {len(M3)} drills pass" in said
-        assert "not written yet: block_pool.py, FreeBlockQueue.remove" in said
-        assert "hint 1 of 3: make m3-hint DRILL=free-list-remove" in said
+        assert f"m6_prefix: 0 of {len(M6)} drills pass" in said
+        assert "not written yet: block_hash.py, BlockHashes.extend" in said
+        assert "hint 1 of 2: make m6-hint DRILL=full-blocks" in said
         assert hashes(copy) == before, "grading only reads"
-        for drill in POOL:
+        for drill in M6[:2]:
             paste(copy, drill)
-        assert main(["hint", "m3", "--drill", "fork", *where]) == 0
+        assert main(["hint", "m6", "--drill", "publish", *where]) == 0
         before = hashes(copy)
-        assert main(["grade", "m3", *where]) == 0
+        assert main(["grade", "m6", *where]) == 0
         said = capsys.readouterr().out
-        assert f"m3_paged: 3 of {len(M3)} drills pass" in said
-        assert "  pass  free-list-remove" in said
-        assert "hint 2 of 2: make m3-hint DRILL=fork" in said
+        assert f"m6_prefix: 2 of {len(M6)} drills pass" in said
+        assert "  pass  hash-chain" in said
+        assert "hint 2 of 4: make m6-hint DRILL=publish" in said
         assert hashes(copy) == before
 
     def test_a_wrong_answer_gets_its_reason(self, tmp_path: Path) -> None:
@@ -116,6 +117,21 @@ class TestFromStartToEnd:
         graded = grade(ROOT, POOL, copy)
         assert not any(each.ok for each in graded.values())
         assert "SyntaxError" in "\n".join(report(POOL, graded, copy))
+
+
+    def test_files_of_common_are_graded_too(self, tmp_path: Path) -> None:
+        drills = read_drills(ROOT, "m1_basic")
+        drill, other = choose(drills, "check-stop"), choose(drills, "open-stop")
+        copy = write_exercise(ROOT, drills, tmp_path, only=drill, force=False)
+        graded = grade(ROOT, [drill, other], copy)
+        assert (graded[drill.id].ok, graded[other.id].ok) == (False, True)
+        assert f"drill {drill.id}:" in next(iter(graded[drill.id].failed.values()))
+
+    def test_a_file_that_ends_the_process_is_one_line(self, tmp_path: Path) -> None:
+        copy = write_exercise(ROOT, M6, tmp_path, only=M6[0], force=False)
+        (copy / "block_hash.py").write_text("import os\n\nos._exit(3)\n", encoding="utf-8")
+        with pytest.raises(ConfigError, match="the tests ended with exit code 3, saying: nothing"):
+            grade(ROOT, M6[:1], copy)
 
 
 class TestWriting:
