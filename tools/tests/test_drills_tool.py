@@ -118,7 +118,6 @@ class TestFromStartToEnd:
         assert not any(each.ok for each in graded.values())
         assert "SyntaxError" in "\n".join(report(POOL, graded, copy))
 
-
     def test_files_of_common_are_graded_too(self, tmp_path: Path) -> None:
         drills = read_drills(ROOT, "m1_basic")
         drill, other = choose(drills, "check-stop"), choose(drills, "open-stop")
