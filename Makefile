@@ -39,9 +39,7 @@ space := $(empty) $(empty)
 export NO_MKDOCS_2_WARNING := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup demo interview test test-docs gpu-test coverage lint format docs check-docs serve-docs notebooks compare clean
-.PHONY: help setup demo test test-docs gpu-test coverage lint format docs check-docs serve-docs site-test notebooks compare clean
-.PHONY: help setup demo test test-docs gpu-test gptq-oracle coverage lint format docs check-docs serve-docs notebooks compare clean
+.PHONY: help setup demo interview test test-docs gpu-test gptq-oracle coverage lint format docs check-docs serve-docs site-test notebooks compare clean
 
 ## help · This list
 help:

@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 _WATCHED = ("docs", "notebooks", "common", "tools", "interview", "mkdocs.yml")
-_SUFFIXES = {".md", ".py", ".ipynb", ".json", ".txt", ".css", ".js", ".yml", ".yaml", ".svg"}
-_WATCHED = ("docs", "notebooks", "common", "tools", "mkdocs.yml")
-_SUFFIXES = {".md", ".py", ".ipynb", ".json", ".txt", ".css", ".js", ".toml", ".yml", ".svg"}
+_SUFFIXES = {
+    ".md", ".py", ".ipynb", ".json", ".txt", ".css", ".js", ".toml", ".yml", ".yaml", ".svg",
+}  # fmt: skip
 _POLL_SECONDS = 1.0
 
 

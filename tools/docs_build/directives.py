@@ -14,15 +14,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tools import outputs
-from tools.docs_build.changes_page import render_changes
 from tools.calculators.page import render_calculator
+from tools.docs_build.changes_page import render_changes
 from tools.docs_build.context import PageContext
 from tools.docs_build.drills import render_drills
 from tools.docs_build.errors import DocsError
-from tools.docs_build.interview import render_questions
-from tools.docs_build.players import render_player, render_rules
 from tools.docs_build.glossary import render_glossary
+from tools.docs_build.interview import render_questions
 from tools.docs_build.measured_page import render_measured, render_targets
+from tools.docs_build.players import render_player, render_rules
 from tools.docs_build.reference import api_pages, constants_table, engine_table, option_table
 from tools.docs_build.source import extract
 from tools.docs_build.stages import render_stages
@@ -170,14 +170,13 @@ def _player(directive: Directive, context: PageContext) -> list[str]:
 def _rules(directive: Directive, context: PageContext) -> list[str]:
     directive.only()
     return render_rules(context)
+
+
 def _calculator(directive: Directive, context: PageContext) -> list[str]:
     directive.only()
     return render_calculator(directive.argument, context)
 
 
-def _stages(directive: Directive, context: PageContext) -> list[str]:
-    directive.only()
-    return render_stages(directive.argument, context)
 def _about(
     render: Callable[[str, PageContext], list[str]],
 ) -> Callable[[Directive, PageContext], list[str]]:
@@ -202,14 +201,11 @@ def _whole(
         return render(context)
 
     return expanded
+
+
 def _drills(directive: Directive, context: PageContext) -> list[str]:
     directive.only()
     return render_drills(context, directive.argument)
-
-
-def _api(directive: Directive, context: PageContext) -> list[str]:
-    directive.only()
-    return api_pages(context.root, directive.argument)
 
 
 def _options(directive: Directive, context: PageContext) -> list[str]:
@@ -240,19 +236,14 @@ _DIRECTIVES: dict[str, Callable[[Directive, PageContext], list[str]]] = {
     "source": _source,
     "output": _output,
     "bench": _bench,
-    "benchmarks": _benchmarks,
     "calculator": _calculator,
     "figure": _figure,
     "player": _player,
     "rules": _rules,
-    "stages": _stages,
     "drills": _drills,
-    "api": _api,
     "options": _options,
     "constants": _constants,
     "questions": _questions,
-    "options": _options,
-    "constants": _constants,
     "api": _about(lambda package, context: api_pages(context.root, package)),
     "changes": _about(render_changes),
     "measured": _about(render_measured),

@@ -81,6 +81,8 @@ def test_pages_beyond_m7_stand_in_the_order_of_their_index() -> None:
     )
     assert tuple(listed) == BEYOND
     assert {path.stem for path in folder.glob("*.md")} == {"index", *BEYOND}
+
+
 def test_the_page_about_a_change_stands_between_its_two_stages() -> None:
     pages = ["stages/m1_to_m2.md", "stages/m2_batching.md", "stages/m1_basic.md"]
     assert navigation(pages) == [
