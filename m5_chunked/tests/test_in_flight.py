@@ -14,6 +14,12 @@ def part(sequence: Sequence, start: int, count: int, *, samples: bool) -> Schedu
     return ScheduledSequence(sequence, start, count, start + count, num_sampled=int(samples))
 
 
+def fly(flying: InFlight, item: ScheduledSequence) -> None:
+    """Launch a step as the scheduler does: its tokens count as computed from then on."""
+    flying.launch([item])
+    item.sequence.num_computed_tokens = item.end
+
+
 def test_an_id_is_known_from_the_launch_on_and_counted_once() -> None:
     flying, a = InFlight(sys.maxsize), make_sequence(0, 4)
     assert flying.known(a) == 4
@@ -48,14 +54,21 @@ def test_a_chunk_samples_nothing_and_counts_nothing() -> None:
 
 def test_the_end_by_max_tokens_is_foreseen() -> None:
     flying, a = InFlight(sys.maxsize), make_sequence(0, 4, max_tokens=2)
-    flying.launch([part(a, 0, 4, samples=True)])
-    assert not flying.ends(a)  # one of two
-    flying.launch([part(a, 4, 1, samples=True)])
-    assert flying.ends(a)
+    assert flying.missing(a) == 4
+    fly(flying, part(a, 0, 4, samples=True))
+    assert flying.missing(a) == 1  # one of two is in flight, and a step may compute it
+    fly(flying, part(a, 4, 1, samples=True))
+    assert flying.missing(a) == 0  # the second one too: no step need compute it
 
 
 def test_the_end_of_the_context_is_foreseen() -> None:
     flying, a = InFlight(5), make_sequence(0, 4, max_tokens=9)
-    assert not flying.ends(a)  # nothing is in flight
-    flying.launch([part(a, 0, 4, samples=True)])
-    assert flying.ends(a)
+    assert flying.missing(a) == 4
+    fly(flying, part(a, 0, 4, samples=True))
+    assert flying.missing(a) == 0
+
+
+def test_what_is_known_of_a_full_length_is_still_to_be_computed() -> None:
+    """A sequence that was preempted computes again; with nothing in flight it is as if new."""
+    flying, a = InFlight(5), make_sequence(0, 5)
+    assert flying.missing(a) == 5
