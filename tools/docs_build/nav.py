@@ -32,7 +32,15 @@ BEYOND = (
 # Tab title, folder, pages that come first. Pages of the folder that are not named follow by name.
 _TABS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Start", "", ("setup.md", "user-manual.md")),
-    ("Learn", "learn", ("index.md", *(stage.note.removeprefix("docs/learn/") for stage in STAGES))),
+    (
+        "Learn",
+        "learn",
+        (
+            "index.md",
+            *(stage.note.removeprefix("docs/learn/") for stage in STAGES),
+            "where_the_time_goes.md",
+        ),
+    ),
     ("Beyond M7", "beyond", ("index.md", *(f"{name}.md" for name in BEYOND))),
     ("Lab", "lab", ("traces.md", "drills.md", "calculators.md")),
     ("Stages", "stages", tuple(name for stage in STAGES for name in _stage_pages(stage))),
