@@ -4,12 +4,15 @@ At decode with few sequences a linear layer is its weight: 16 bits are read for 
 library's kernels are made for tiles of 64 rows and reach half of the memory's speed on the small
 matrices of a 0.6B model. Two kernels here, by the number of rows::
 
-    few rows         a program holds BLOCK_N whole rows of W in registers, a multiply per weight
-    up to 16 rows    a program streams BLOCK_N rows of W through the tensor cores
+    one to four      a program holds BLOCK_N whole rows of W in registers, a multiply per weight
+    up to sixteen    a program streams BLOCK_N rows of W through the tensor cores
 
 The first one reads its part of W *before* it waits for the kernel that makes x (see
 :mod:`m4_flash.kernels.launch`), so its reads overlap with the norm, the rotation or the attention
 in front of it. 4 KB to 48 KB a program, one to four programs an SM: all of W is under way at once.
+
+The second one serves three and four rows of a large matrix. From eight rows on the library's own
+kernel is faster, and the engine stops at four (:mod:`m4_flash.gemv_linear`).
 
 With ``gated`` W holds gate and up, and a program computes the same rows of both, so that
 ``silu(gate) · up`` needs no launch of its own and neither half is rounded before it.
@@ -153,7 +156,7 @@ def holds_whole_rows(rows: int, outputs: int) -> bool:
 
 
 def few_rows_config(rows: int, outputs: int, inputs: int) -> GemvConfig:
-    """What was fastest on an H100 for the four matrices of Qwen3-0.6B (benchmark ``gemv``).
+    """What was fastest on an H100 for the four matrices of Qwen3-0.6B (benchmark ``few_rows``).
 
     Few outputs per program where there are few, so that every SM has a program; eight warps where
     the rows of W are long, so that they fit the registers.
