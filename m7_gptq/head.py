@@ -78,7 +78,8 @@ def round_head(model: Transformer, layer: type[GPTQLinear] = GPTQLinear) -> None
     head = layer(
         "lm_head", hidden, (vocab,), False, form, bias=False, dtype=model.dtype, device=model.device
     )
-    for name, tensor in _stored(old.weight).items():
+    plain = old.weight.to_dense() if old.weight.is_mkldnn else old.weight  # M4 packs it on a CPU
+    for name, tensor in _stored(plain).items():
         head.load_shard(name, 0, tensor)
     model.lm_head = head
     if isinstance(old, TiedHead):
