@@ -14,6 +14,12 @@ TEMPLATES = {
     "notebook": "notebooks/03_paged_kv_cache/",
     "lab": "lab/traces/",
     "rules": "lab/rules/",
+    "calculators": "lab/calculators/",
+    "drills": "lab/drills/",
+    "cards": "interview/cards/",
+    "questions": "interview/by-stage/",
+    "changes": "stages/m2_to_m3/",
+    "targets": "reference/targets/",
 }
 
 
