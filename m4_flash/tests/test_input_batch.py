@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.request import Request, SamplingParams, Sequence
@@ -187,7 +187,12 @@ class TestExpand:
         batch.append(expand(batch, [item]), torch.tensor([9]))
         assert batch.sampling.token_ids[0, :4].tolist() == [1, 2, 3, 4]
 
-    @settings(max_examples=60, deadline=None)
+    # The class is run once with each way to expand, which Hypothesis takes for two executors.
+    @settings(
+        max_examples=60,
+        deadline=None,
+        suppress_health_check=[HealthCheck.differing_executors],
+    )
     @given(
         lengths=st.lists(st.tuples(st.integers(1, 12), st.integers(0, 12)), min_size=1, max_size=4),
         pad=st.integers(0, 5),
