@@ -117,9 +117,8 @@ def assemble(
     runner = FlashRunner(loaded.model, attention, batch, sampler, make_draw(sampler, batch))
     if backend.capturable and not config.enforce_eager:
         runner.record_graphs(Buckets(batch.num_rows), make_capture(loaded.device))
-        if has_triton(
-            loaded.device
-        ):  # gpu-only: m4_flash/tests/test_gpu.py::test_nothing_compiles_while_requests_run
+        gpu = has_triton(loaded.device)
+        if gpu:  # gpu-only: m4_flash/tests/test_gpu.py::test_nothing_compiles_while_requests_run
             runner.warm_up()
     return runner
 

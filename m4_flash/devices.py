@@ -19,11 +19,10 @@ def has_triton(device: torch.device) -> bool:
 @functools.cache
 def supports_pdl(device: torch.device) -> bool:
     """Whether a kernel may start before its predecessor ends (:mod:`m4_flash.kernels.launch`)."""
-    if not has_triton(device):
-        return False
-    capability = torch.cuda.get_device_capability(
-        device
-    )  # gpu-only: m4_flash/tests/test_gpu_gemv.py::test_pdl_is_used
-    return (
-        capability >= PDL_CAPABILITY
-    )  # gpu-only: m4_flash/tests/test_gpu_gemv.py::test_pdl_is_used
+    return has_triton(device) and _since_hopper(device)
+
+
+def _since_hopper(  # gpu-only: m4_flash/tests/test_gpu_gemv.py::test_pdl_is_used
+    device: torch.device,
+) -> bool:
+    return torch.cuda.get_device_capability(device) >= PDL_CAPABILITY

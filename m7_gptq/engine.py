@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 
 from common.errors import ConfigError
@@ -15,6 +13,7 @@ from m0_init.loader import LoadedModel, resolve_device
 from m2_batching.step_engine import StepEngine
 from m3_paged.scheduler import check_seats
 from m4_flash.assembly import assemble, load_fused
+from m4_flash.devices import has_triton
 from m4_flash.runner import FlashRunner
 from m5_chunked.overlap import choose_loop
 from m5_chunked.scheduler import Scheduler
@@ -112,10 +111,8 @@ def layer_for(device: torch.device, backend: str = "auto") -> type[GPTQLinear]:
 
         require_auto_gptq()
         return AutoGPTQLinear
-    gpu = device.type == "cuda" and importlib.util.find_spec("triton") is not None
-    if (
-        gpu and backend == "auto"
-    ):  # gpu-only: m7_gptq/tests/test_gpu.py::test_the_engine_takes_the_fused_layers
+    fused = backend == "auto" and has_triton(device)
+    if fused:  # gpu-only: m7_gptq/tests/test_gpu.py::test_the_engine_takes_the_fused_layers
         from m7_gptq.fused_linear import FusedGPTQLinear
 
         return FusedGPTQLinear

@@ -11,7 +11,6 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +23,7 @@ from common.peaks import measured_bandwidth
 from common.results import Result, Row, make_result, row
 from common.timing import interleaved, synchronizer
 from m0_init.loader import load
+from m4_flash.cuda_graph import CudaCapture
 from m4_flash.devices import supports_pdl
 from m4_flash.linear import can_pack, few_rows, pack, product
 
@@ -58,7 +58,8 @@ def run(args: Namespace, notes: list[str]) -> tuple[Result, str]:
         pairs = [(inputs[weight.shape[1]], weight) for weight in weights]
         passes = ways(args.device, pairs, packed)
         if gpu:  # gpu-only: m4_flash/tests/test_benchmarks.py::test_few_rows_on_a_gpu
-            passes = {name: captured(run_all) for name, run_all in passes.items()}
+            capture = CudaCapture(model.device)
+            passes = {name: capture.record(run_all)[1] for name, run_all in passes.items()}
         sync = synchronizer(args.device)
         times = interleaved(passes, repeat=args.repeat + 4, sync=sync)
         for name, time in times.items():
@@ -93,22 +94,6 @@ def ways(device: str, pairs: Pairs, packed: Sequence[Tensor]) -> dict[str, Calla
         blocked = [(x, p) for (x, _), p in zip(pairs, packed, strict=True)]
         found["packed"] = partial(_multiply, partial(product, bias=None), blocked)
     return found
-
-
-def captured(  # gpu-only: m4_flash/tests/test_benchmarks.py::test_few_rows_on_a_gpu
-    run_all: Callable[[], None],
-) -> Callable[[], None]:
-    """Warm up, then record a graph; returns what replays it."""
-    run_all()
-    torch.cuda.synchronize()
-    graph: Any = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run_all()
-
-    def replay() -> None:
-        graph.replay()
-
-    return replay
 
 
 def _multiply(multiply: Product, pairs: Pairs) -> None:

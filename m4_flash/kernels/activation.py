@@ -13,6 +13,12 @@ BLOCK = 1024  # 4 warps of 8 elements per thread
 
 
 @triton.jit
+def swiglu(gate, up):
+    """``silu(gate) · up`` in float32; exp(−gate) may be infinite, the quotient is a clean zero."""
+    return gate / (1.0 + tl.exp(-gate)) * up
+
+
+@triton.jit
 def _silu_mul_kernel(
     gate_ptr, up_ptr, out_ptr,
     gate_stride, up_stride,
@@ -24,8 +30,7 @@ def _silu_mul_kernel(
     chain(PDL)
     gate = tl.load(gate_ptr + row * gate_stride + column, mask=mask, other=0.0).to(tl.float32)
     up = tl.load(up_ptr + row * up_stride + column, mask=mask, other=0.0).to(tl.float32)
-    # exp(−gate) may be infinite; the quotient is then a clean zero.
-    out = gate / (1.0 + tl.exp(-gate)) * up
+    out = swiglu(gate, up)
     tl.store(out_ptr + row * WIDTH + column, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 

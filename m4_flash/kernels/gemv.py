@@ -27,17 +27,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from m4_flash.kernels.activation import swiglu
 from m4_flash.kernels.launch import chain, launch_options
 
 MAX_ROWS = 16
 MANY_OUTPUTS = 4096
 CHUNK = 1024
 """Inputs of one tile: 8 elements, or 16 bytes, for each thread of 4 warps."""
-
-
-@triton.jit
-def _silu_mul(gate, up):
-    return gate / (1.0 + tl.exp(-gate)) * up
 
 
 @triton.jit
@@ -94,7 +90,7 @@ def _few_rows_kernel(
             up = _row_of_products(x_ptr + row * x_stride, up_tiles, k, K, CHUNK, BLOCK_N)
             if BIAS:
                 up += _bias_of(bias_ptr + outputs, n, outputs)
-            y = _silu_mul(y, up)
+            y = swiglu(y, up)
         tl.store(out_ptr + row * outputs + n, y.to(out_ptr.dtype.element_ty), mask=n < outputs)
 
 
@@ -132,7 +128,7 @@ def _dot_kernel(
     if GATED:
         if BIAS:
             up += _bias_of(bias_ptr + outputs, n, outputs)[None, :]
-        y = _silu_mul(y, up)
+        y = swiglu(y, up)
     out = out_ptr + m[:, None] * outputs + n[None, :]
     tl.store(out, y.to(out_ptr.dtype.element_ty), mask=known_m & known_n)
 
