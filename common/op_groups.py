@@ -28,6 +28,7 @@ KERNELS: tuple[tuple[str, Group], ...] = (
     ("_decode_kernel*", "attention"),
     ("_paged_decode_kernel*", "attention"),
     ("_merge_kernel*", "attention"),
+    ("_merge_slices_kernel*", "attention"),
     ("_store_kernel*", "attention"),
     ("*flash_fwd*", "attention"),
     ("*fmha*", "attention"),

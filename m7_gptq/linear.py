@@ -183,7 +183,8 @@ class GPTQLinear(LoadableModule):
         weight = unpack_rows(self.qweight[:, flat], bits).float()
         weight -= pick_columns(self.qzeros, flat, bits).float()[groups]
         weight *= self.scales[:, flat].float()[groups]
-        return weight.T.reshape(*ids.shape, self.in_features).to(self.dtype)
+        rows = weight.T.contiguous().to(self.dtype)  # kernels read a row at a time
+        return rows.reshape(*ids.shape, self.in_features)
 
     def _part(self, column: int) -> int:
         """The part that holds a column."""

@@ -50,6 +50,7 @@ class TritonBackend(AttentionBackend):
         """Decode kernel, prefill kernel, or both; a step of first chunks reads k and v directly."""
         from m4_flash.kernels.decode import flash_decode, num_splits
         from m4_flash.kernels.prefill import flash_prefill, flash_prefill_contiguous
+        from m4_flash.kernels.slices import paged_launch
 
         k_cache, v_cache = self.layer_cache(layer)
         host, out = metadata.host, torch.empty_like(q)
@@ -65,9 +66,14 @@ class TritonBackend(AttentionBackend):
                 splits=splits, pdl=self.pdl,
             )  # fmt: skip
         if mixed:
-            flash_prefill(
-                q, k_cache, v_cache, tables, lens, starts, self.scale, out, skip_single=True
+            (num_tokens, num_heads, head_dim), kv_heads = q.shape, k_cache.shape[2]
+            config, splits = paged_launch(
+                num_tokens, num_heads, kv_heads, self.num_sms, q.device, head_dim, q.dtype
             )
+            flash_prefill(
+                q, k_cache, v_cache, tables, lens, starts, self.scale, out,
+                skip_single=True, splits=splits, config=config,
+            )  # fmt: skip
         return out
 
     @classmethod

@@ -2,7 +2,8 @@
 
 ``python -m m4_flash.benchmarks.tune --out DIR`` writes the table, ``DIR/<device>.json``, which
 belongs into ``m4_flash/kernels/tuned/``, and a result file with every measurement,
-``DIR/<device>/m4_flash-tune.json``. Shapes are those of Qwen3-0.6B (16 query heads, 8 KV heads,
+``DIR/<device>/m4_flash-tune.json``. ``--kind`` measures one kernel alone and takes the others'
+entries from the committed table. Shapes are those of Qwen3-0.6B (16 query heads, 8 KV heads,
 head_dim 128, bfloat16, blocks of 16). A candidate that does not compile, does not fit or computes
 something else than the first one is left out and listed. Calls are replayed from a CUDA graph, so
 that no launch is measured, with the L2 cache flushed before each.
@@ -33,6 +34,7 @@ from m4_flash.benchmarks.tune_cases import (
     Case,
     Config,
     decode_cases,
+    few_cases,
     prefill_cases,
 )
 from m4_flash.kernels.tuning import (
@@ -42,10 +44,14 @@ from m4_flash.kernels.tuning import (
     PrefillEntry,
     Table,
     dtype_name,
+    table_of,
     write_table,
 )
 
+PREFILL_KINDS = ("prefill_paged", "prefill_few", "prefill_contiguous")
+DECODE_KINDS = ("decode_few", "decode_many")
 PREFILLS = ((8, 2048), (1, 8192), (32, 512))
+FEW = ((32, 8192), (128, 2048), (512, 8192))
 DECODES = tuple((batch, length) for batch in (1, 8, 64, 256) for length in (512, 800, 8192))
 TOLERANCE = 0.02
 """Two candidates may round bfloat16 weights at other places; outputs are of size 1 and below."""
@@ -145,25 +151,29 @@ def describe(config: PrefillConfig | DecodeConfig) -> str:
 
 
 def tune(
-    prefills: Iterable[tuple[int, int]],
-    decodes: Iterable[tuple[int, int]],
-    prefill_configs: Mapping[str, list[PrefillConfig]],
-    decode_configs: list[DecodeConfig],
+    cases: Iterable[Case[Any]],
+    configs: Mapping[str, list[Any]],
     *,
     head_dim: int,
     dtype: torch.dtype,
-    device: str,
-    num_sms: int,
     prepare: Prepare,
     repeat: int,
 ) -> tuple[list[PrefillEntry], list[DecodeEntry], list[Row], list[str]]:
-    """Sweep all shapes; returns the entries, every measurement, and what was skipped."""
+    """Sweep all cases; returns the entries, every measurement, and what was skipped.
+
+    Args:
+        cases: The shapes, each of one kernel.
+        configs: Candidates by kernel.
+        head_dim: Width of a head.
+        dtype: Element type.
+        prepare: See :data:`Prepare`.
+        repeat: Rounds.
+    """
     rows: list[Row] = []
     notes: list[str] = []
     found: dict[str, list[Sweep[Any]]] = {}
-
-    def measure(case: Case[Any], configs: list[Any]) -> None:
-        result = sweep(case, configs, prepare, repeat)
+    for case in cases:
+        result = sweep(case, configs[case.kind], prepare, repeat)
         found.setdefault(case.kind, []).append(result)
         for config, times in result.times.items():
             labels = {"kernel": case.kind, "shape": case.label, "config": describe(config)}
@@ -174,21 +184,16 @@ def tune(
             rows.append(row(metric, unit, rates, head_dim=head_dim, **labels))
         for config, why in result.skipped.items():
             notes.append(f"{case.kind} {case.label} {describe(config)} skipped: {why}")
-
-    for prefill in prefill_cases(prefills, head_dim, dtype, device):
-        measure(prefill, prefill_configs[prefill.kind])
-    for decode in decode_cases(decodes, head_dim, dtype, device, num_sms):
-        measure(decode, decode_configs)
     best = {kind: choose(sweeps) for kind, sweeps in found.items()}
     name = dtype_name(dtype)
     prefill_entries = [
         PrefillEntry(kind, head_dim, name, best[kind])  # type: ignore[arg-type]
-        for kind in ("prefill_paged", "prefill_contiguous")
+        for kind in PREFILL_KINDS
         if best.get(kind)
     ]
     decode_entries = [
         DecodeEntry(kind, head_dim, name, best[kind])  # type: ignore[arg-type]
-        for kind in ("decode_few", "decode_many")
+        for kind in DECODE_KINDS
         if best.get(kind)
     ]
     return prefill_entries, decode_entries, rows, notes
@@ -217,6 +222,9 @@ def main(argv: list[str]) -> int:
     parser = OneLineParser(prog="python -m m4_flash.benchmarks.tune", description=_first_line())
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write")
     parser.add_argument("--head-dim", type=int, nargs="+", default=[128], help="(default 128)")
+    parser.add_argument(
+        "--kind", choices=(*PREFILL_KINDS, *DECODE_KINDS), help="one kernel (default all)"
+    )
     parser.add_argument("--repeat", type=int, default=15, help="rounds per shape (default 15)")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
@@ -227,24 +235,41 @@ def main(argv: list[str]) -> int:
 def _measure(  # gpu-only: m4_flash/tests/test_gpu_attention.py::test_tune_one_shape
     args: argparse.Namespace,
     prefills: tuple[tuple[int, int], ...] = PREFILLS,
+    few: tuple[tuple[int, int], ...] = FEW,
     decodes: tuple[tuple[int, int], ...] = DECODES,
 ) -> int:
-    configs = {
-        "prefill_paged": prefill_candidates(contiguous=False),
-        "prefill_contiguous": prefill_candidates(contiguous=True),
-    }
     sms = torch.cuda.get_device_properties("cuda").multi_processor_count
-    table, result = tables(
-        [
+    configs: dict[str, list[Any]] = {
+        "prefill_paged": prefill_candidates(contiguous=False),
+        "prefill_few": prefill_candidates(contiguous=False),
+        "prefill_contiguous": prefill_candidates(contiguous=True),
+        **dict.fromkeys(DECODE_KINDS, decode_candidates()),
+    }
+    wanted = {args.kind} if args.kind else {*configs}
+    families = [
+        ({"prefill_paged", "prefill_contiguous"}, prefill_cases, (prefills,), ()),
+        ({"prefill_few"}, few_cases, (few,), (sms,)),
+        ({*DECODE_KINDS}, decode_cases, (decodes,), (sms,)),
+    ]
+    found = []
+    for head_dim in args.head_dim:
+        shared = head_dim, torch.bfloat16, "cuda"
+        cases = (
+            case
+            for kinds, make, shapes, extra in families
+            if kinds & wanted
+            for case in make(*shapes, *shared, *extra)  # type: ignore[operator]
+            if case.kind in wanted
+        )
+        found.append(
             tune(
-                prefills, decodes, configs, decode_candidates(), head_dim=head_dim,
-                dtype=torch.bfloat16, device="cuda", num_sms=sms, prepare=replayed,
-                repeat=args.repeat,
+                cases, configs,
+                head_dim=head_dim, dtype=torch.bfloat16, prepare=replayed, repeat=args.repeat,
             )
-            for head_dim in args.head_dim
-        ],
-        "cuda",
-    )  # fmt: skip
+        )  # fmt: skip
+    table, result = tables(found, "cuda", f"tune_{args.kind}" if args.kind else "tune")
+    if args.kind and (known := table_of(torch.device("cuda"))):
+        table = table.over(known)
     path = args.out / f"{device_info('cuda').slug}.json"
     write_table(table, path)
     finish(result, f"m4_flash: tile sizes written to {path.name}", args.out)
@@ -254,8 +279,9 @@ def _measure(  # gpu-only: m4_flash/tests/test_gpu_attention.py::test_tune_one_s
 def tables(
     tuned: Iterable[tuple[list[PrefillEntry], list[DecodeEntry], list[Row], list[str]]],
     device: str,
+    benchmark: str = "tune",
 ) -> tuple[Table, Result]:
-    """What :func:`tune` found, as the table and as the result file."""
+    """What :func:`tune` found, as the table and as the result file of a name."""
     prefill: list[PrefillEntry] = []
     decode: list[DecodeEntry] = []
     rows: list[Row] = []
@@ -270,7 +296,7 @@ def tables(
     config = {"num_heads": NUM_HEADS, "num_kv_heads": NUM_KV_HEADS, "block_size": BLOCK_SIZE}
     notes += [_chosen(e.kind, e.head_dim, e.config) for e in prefill]
     notes += [_chosen(e.kind, e.head_dim, e.config) for e in decode]
-    result = make_result("m4_flash", "tune", rows, device=device, config=config, notes=notes)
+    result = make_result("m4_flash", benchmark, rows, device=device, config=config, notes=notes)
     return table, result
 
 

@@ -96,6 +96,44 @@ def prefill_cases(
     return cases
 
 
+def few_cases(
+    shapes: Iterable[tuple[int, int]],
+    head_dim: int,
+    dtype: torch.dtype,
+    device: str,
+    num_sms: int,
+) -> Iterable[Case[PrefillConfig]]:
+    """A chunk at the end of a long past, its keys in parts as an engine would cut them.
+
+    Args:
+        shapes: ``(tokens of the chunk, tokens of context)``.
+        head_dim: Width of a head.
+        dtype: Element type.
+        device: Where to measure.
+        num_sms: Streaming multiprocessors, for :func:`m4_flash.kernels.slices.num_parts`.
+    """
+    from m4_flash.kernels.prefill import flash_prefill
+    from m4_flash.kernels.slices import num_parts
+
+    for new, length in shapes:
+        pool = _pool(1, length, head_dim, dtype, device)
+        q = torch.randn(new, NUM_HEADS, head_dim, dtype=dtype, device=device)
+        starts, out = torch.tensor([0, new], dtype=torch.int32, device=device), torch.empty_like(q)
+        flops = 2.0 * new * (2 * length - new + 1) * NUM_HEADS * head_dim
+
+        def launch(
+            config: PrefillConfig, q: Tensor = q, pool: _Pool = pool, starts: Tensor = starts,
+            out: Tensor = out,
+        ) -> None:  # fmt: skip
+            tiles = -(-len(q) * (NUM_HEADS // NUM_KV_HEADS) // config.block_m)
+            flash_prefill(
+                q, *pool.caches, pool.tables, pool.lens, starts, head_dim**-0.5, out,
+                splits=num_parts(tiles * NUM_KV_HEADS, num_sms), config=config,
+            )  # fmt: skip
+
+        yield Case("prefill_few", f"{new} of {length}", launch, out, flops)
+
+
 def decode_cases(
     shapes: Iterable[tuple[int, int]],
     head_dim: int,

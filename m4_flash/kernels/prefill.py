@@ -12,19 +12,20 @@ them. With a group of 2 and BLOCK_M = 8, a tile is four tokens::
     …
     token 9, h1  [ full     | ✓ ✓ ✓ ✓ | ✓ ✓ · ·
 
-A launch knows how many tokens and sequences there are, not how long each is: sequence s starts at
-tile ``cu_seqlens_q[s] // tile_tokens + s``, which leaves room for one partial tile each, and a
-program finds its sequence by binary search (as vLLM 0.33.0,
-``v1/attention/ops/triton_unified_attention.py``). So the launch can be captured in a graph.
+A program finds its slice on the device (:mod:`m4_flash.kernels.slices`), so a launch depends on
+shapes alone and can be captured in a graph. Where there are fewer tiles of queries than
+multiprocessors, tiles get smaller and the keys of a tile are cut into parts for several programs.
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from m4_flash.kernels.merge import merge_slices
 from m4_flash.kernels.online_softmax import (
     LOG2_E,
     accumulate,
@@ -33,45 +34,27 @@ from m4_flash.kernels.online_softmax import (
     page_rows,
     upcast,
 )
+from m4_flash.kernels.slices import find_slice, parts_of
 from m4_flash.kernels.tuning import PrefillConfig, prefill_config
 
 
-@triton.jit
-def _find_sequence(starts_ptr, tile, num_seqs, TILE_TOKENS: tl.constexpr):
-    """The last s with ``starts[s] // TILE_TOKENS + s <= tile``; ``num_seqs`` behind all tokens."""
-    low, high = 0, num_seqs + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        before = tl.load(starts_ptr + middle) // TILE_TOKENS + middle <= tile
-        low = tl.where(before, middle, low)
-        high = tl.where(before, high, middle)
-    return low
-
-
-@triton.jit(do_not_specialize=["num_tokens", "num_seqs", "table_stride"])
+@triton.jit(do_not_specialize=["num_tokens", "num_seqs", "table_stride", "splits"])
 def _prefill_kernel(
-    q_ptr, k_ptr, v_ptr, k_tiles, v_tiles, table_ptr, len_ptr, starts_ptr, out_ptr,
-    scale, num_tokens, num_seqs, table_stride,
+    q_ptr, k_ptr, v_ptr, k_tiles, v_tiles, table_ptr, len_ptr, starts_ptr,
+    out_ptr, part_ptr, lse_ptr, scale, num_tokens, num_seqs, table_stride, splits,
     Q_TOKEN: tl.constexpr, Q_HEAD: tl.constexpr, OUT_TOKEN: tl.constexpr, OUT_HEAD: tl.constexpr,
     KV_BLOCK: tl.constexpr, K_PLACE: tl.constexpr, K_HEAD: tl.constexpr,
     V_PLACE: tl.constexpr, V_HEAD: tl.constexpr,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     PAGED: tl.constexpr, USE_TMA: tl.constexpr, SKIP_SINGLE: tl.constexpr, UPCAST: tl.constexpr,
+    SPLIT: tl.constexpr, NUM_HEADS: tl.constexpr,
 ):  # fmt: skip
     TILE_TOKENS: tl.constexpr = BLOCK_M // GROUP
-    kv_head, tile = tl.program_id(0), tl.program_id(1)
-    seq = _find_sequence(starts_ptr, tile, num_seqs, TILE_TOKENS)
-    start = tl.load(starts_ptr + seq)
-    tile -= start // TILE_TOKENS + seq
-    if seq == num_seqs:  # tokens behind the last slice
-        length, context = num_tokens - start, 0
-    else:
-        length = tl.load(starts_ptr + seq + 1) - start
-        if PAGED:
-            context = tl.load(len_ptr + seq)
-        else:
-            context = length
+    kv_head, tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    seq, start, length, context, tile = find_slice(
+        starts_ptr, len_ptr, tile, num_tokens, num_seqs, TILE_TOKENS
+    )
     tiles = tl.cdiv(length, TILE_TOKENS)
     if tile >= tiles:
         return
@@ -88,6 +71,8 @@ def _prefill_kernel(
     out_ptr += start.to(tl.int64) * OUT_TOKEN
     outs = out_ptr + tokens[:, None] * OUT_TOKEN + heads[:, None] * OUT_HEAD + dims[None, :]
     if context == 0:  # padding: nobody reads it, but it must stay finite
+        if split > 0:
+            return
         zero = tl.zeros([BLOCK_M, HEAD_DIM], dtype=tl.float32)
         tl.store(outs, zero.to(out_ptr.dtype.element_ty), mask=real[:, None])
         return
@@ -113,12 +98,19 @@ def _prefill_kernel(
     positions = context - length + tokens  # bottom-right: the slice is the context's end
     first_position = context - length + tile * TILE_TOKENS
     seen = tl.minimum(first_position + TILE_TOKENS, context)  # by the tile's last token
-    diagonal = (first_position + 1) // BLOCK_N * BLOCK_N  # keys below it are seen by all rows
+    full = (first_position + 1) // BLOCK_N  # tiles of keys that all rows see
+    first_full, last_full, last_key = 0, full, seen
+    if SPLIT:
+        parts = parts_of(full, splits)
+        if split >= parts:
+            return
+        first_full, last_full = split * full // parts, (split + 1) * full // parts
+        last_key = tl.where(split == parts - 1, seen, 0)  # the diagonal is the last part's
     for on_diagonal in tl.static_range(2):
         if on_diagonal:
-            begin, end = diagonal, seen
+            begin, end = full * BLOCK_N, last_key
         else:
-            begin, end = 0, diagonal
+            begin, end = first_full * BLOCK_N, last_full * BLOCK_N
         if PAGED:
             blocks = load_blocks(table_ptr, begin, seen - 1, BLOCK_SIZE, BLOCK_N)
         for first in tl.range(begin, end, BLOCK_N):
@@ -143,6 +135,13 @@ def _prefill_kernel(
                 scores = tl.where(keys[None, :] <= positions[:, None], scores, -float("inf"))
             m, total, acc = accumulate(scores, scale, v, m, total, acc)
     out = acc / total[:, None]
+    if SPLIT:  # noqa: SIM102 (decided when compiling; the inner one when running)
+        if parts > 1:
+            cells = (split * num_tokens + start + tokens) * NUM_HEADS + heads
+            part_cells = part_ptr + cells[:, None] * HEAD_DIM + dims[None, :]
+            tl.store(part_cells, out, mask=real[:, None])
+            tl.store(lse_ptr + cells, m + tl.log2(total), mask=real)
+            return
     tl.store(outs, out.to(out_ptr.dtype.element_ty), mask=real[:, None])
 
 
@@ -157,6 +156,7 @@ def flash_prefill(
     out: Tensor,
     *,
     skip_single: bool = False,
+    splits: int = 1,
     config: PrefillConfig | None = None,
 ) -> None:
     """Causal attention of ragged slices over their blocks; reference: ``naive_attention``.
@@ -176,8 +176,11 @@ def flash_prefill(
         scale: ``1 / sqrt(head_dim)``; above 0.
         out: ``[num_tokens, num_heads, head_dim]``, written.
         skip_single: Leave slices of one token to :func:`m4_flash.kernels.decode.flash_decode`.
+        splits: Parts of a tile's keys at most, from
+            :func:`m4_flash.kernels.slices.paged_launch`; 1 cuts nothing.
         config: Tile sizes; by default those of this device's table.
     """
+    assert splits >= 1, f"splits must be at least 1, got {splits}"
     assert k_cache.stride() == v_cache.stride()
     assert block_tables.stride(-1) == 1
     block_size = k_cache.shape[1]
@@ -185,7 +188,7 @@ def flash_prefill(
     config = config or prefill_config("prefill_paged", q.device, q.shape[-1], q.dtype)
     _launch(
         q, k_cache, v_cache, block_tables, seq_lens, cu_seqlens_q, scale, out, config,
-        skip_single=skip_single,
+        skip_single=skip_single, splits=splits,
     )  # fmt: skip
 
 
@@ -213,7 +216,7 @@ def flash_prefill_contiguous(
         config: Tile sizes; by default those of this device's table.
     """
     config = config or prefill_config("prefill_contiguous", q.device, q.shape[-1], q.dtype)
-    _launch(q, k, v, None, None, cu_seqlens, scale, out, config, skip_single=False)
+    _launch(q, k, v, None, None, cu_seqlens, scale, out, config, skip_single=False, splits=1)
 
 
 def _launch(
@@ -228,6 +231,7 @@ def _launch(
     config: PrefillConfig,
     *,
     skip_single: bool,
+    splits: int,
 ) -> None:
     num_tokens, num_heads, head_dim = q.shape
     num_kv_heads, num_seqs, paged = k.shape[-2], len(starts) - 1, block_tables is not None
@@ -244,18 +248,29 @@ def _launch(
     use_tma = config.use_tma and not paged and _aligned(k) and _aligned(v)
     tiles = triton.cdiv(num_tokens, block_m // group) + num_seqs
     assert tiles < 2**16, f"{tiles} tiles of {block_m // group} tokens exceed the launch grid"
-    _prefill_kernel[(num_kv_heads, tiles)](
+    parts, lse = None, None
+    if splits > 1:
+        parts = q.new_empty(splits, *q.shape, dtype=torch.float32)
+        lse = q.new_empty(splits, num_tokens, num_heads, dtype=torch.float32)
+    _prefill_kernel[(num_kv_heads, tiles, splits)](
         q, k, v, *(_descriptor(x, config.block_n) if use_tma else None for x in (k, v)),
-        block_tables, seq_lens, starts, out,
-        scale * LOG2_E, num_tokens, num_seqs, block_tables.stride(0) if paged else 0,
+        block_tables, seq_lens, starts, out, parts, lse,
+        scale * LOG2_E, num_tokens, num_seqs, block_tables.stride(0) if paged else 0, splits,
         Q_TOKEN=q.stride(0), Q_HEAD=q.stride(1), OUT_TOKEN=out.stride(0), OUT_HEAD=out.stride(1),
         KV_BLOCK=k.stride(0) if paged else 0, K_PLACE=k.stride(-3), K_HEAD=k.stride(-2),
         V_PLACE=v.stride(-3), V_HEAD=v.stride(-2),
         GROUP=group, HEAD_DIM=head_dim, BLOCK_SIZE=k.shape[1] if paged else 1,
         BLOCK_M=block_m, BLOCK_N=config.block_n,
         PAGED=paged, USE_TMA=use_tma, SKIP_SINGLE=skip_single, UPCAST=upcast(q.dtype),
+        SPLIT=splits > 1, NUM_HEADS=num_heads,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
+    if parts is not None and lse is not None and seq_lens is not None:
+        merge_slices(
+            parts, lse, seq_lens, starts, out,
+            group=group, tiles=tiles, block_m=block_m, block_n=config.block_n,
+            skip_single=skip_single,
+        )  # fmt: skip
 
 
 def _aligned(x: Tensor) -> bool:

@@ -8,7 +8,7 @@ a device without a table gets defaults that compile everywhere.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -24,7 +24,7 @@ TABLES = Path(__file__).resolve().parent / "tuned"
 MANY_SEQUENCES = 32
 """From this batch size on, decode has enough sequences to fill a GPU without splitting them."""
 
-PrefillKind = Literal["prefill_paged", "prefill_contiguous"]
+PrefillKind = Literal["prefill_paged", "prefill_few", "prefill_contiguous"]
 DecodeKind = Literal["decode_few", "decode_many"]
 
 
@@ -130,6 +130,13 @@ class Table:
             if keys.count(key) > 1:
                 raise ConfigError(f"two entries for {key}")
 
+    def over(self, known: Table) -> Table:
+        """This table, and the entries of ``known`` for launches that it says nothing about."""
+        mine = {(e.kind, e.head_dim, e.dtype) for e in (*self.prefill, *self.decode)}
+        prefill = [e for e in known.prefill if (e.kind, e.head_dim, e.dtype) not in mine]
+        decode = [e for e in known.decode if (e.kind, e.head_dim, e.dtype) not in mine]
+        return replace(self, prefill=(*self.prefill, *prefill), decode=(*self.decode, *decode))
+
 
 def write_table(table: Table, path: Path) -> None:
     """Write a table as JSON, one entry a line."""
@@ -175,7 +182,7 @@ def prefill_config(
     """Tile sizes of a prefill: measured ones where there are, else safe ones.
 
     Args:
-        kind: Over pages, or over contiguous K and V.
+        kind: Over pages, over pages with few tokens, or over contiguous K and V.
         device: Where q, k and v are.
         head_dim: Width of a head.
         dtype: Element type of q, k and v.
@@ -183,7 +190,7 @@ def prefill_config(
     """
     table = table_of(device, folder)
     found = _find(table.prefill if table else (), kind, head_dim, dtype)
-    return found.config if found else _default_prefill(device, head_dim, dtype)
+    return found.config if found else _default_prefill(kind, device, head_dim, dtype)
 
 
 @functools.cache
@@ -227,7 +234,9 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _default_prefill(device: torch.device, head_dim: int, dtype: torch.dtype) -> PrefillConfig:
+def _default_prefill(
+    kind: PrefillKind, device: torch.device, head_dim: int, dtype: torch.dtype
+) -> PrefillConfig:
     if device.type != "cuda":  # the interpreter: its time goes with the number of tiles
         return PrefillConfig(block_m=64, block_n=64, num_warps=4, num_stages=1)
     if dtype is torch.float32:  # no tensor cores: a thread holds rows of both factors
@@ -235,6 +244,8 @@ def _default_prefill(device: torch.device, head_dim: int, dtype: torch.dtype) ->
         return PrefillConfig(block_m=side, block_n=side, num_warps=4, num_stages=1)
     if head_dim > 128:
         return PrefillConfig(block_m=64, block_n=32, num_warps=4, num_stages=2)
+    if kind == "prefill_few":
+        return PrefillConfig(block_m=64, block_n=64, num_warps=4, num_stages=3)
     return PrefillConfig(block_m=128, block_n=64, num_warps=8, num_stages=3)
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from common.results import read_results
-from m4_flash.kernels.tuning import DecodeConfig, PrefillConfig, read_table
+from m4_flash.kernels.tuning import DecodeConfig, PrefillConfig, prefill_config, read_table
 from m4_flash.tests.attention_cases import AttentionCase, attention_case
 
 pytestmark = pytest.mark.gpu
@@ -116,8 +116,27 @@ class TestEveryShape:
             slices, kv_heads=2, group=group, head_dim=head_dim, block_size=block_size,
             dtype=dtype, padding_seqs=3, padding_tokens=77,
         )  # fmt: skip
-        out = run_decode(case, splits=4, starts=True)
-        assert_near(run_prefill(case, out, skip_single=True), case.expected)
+        few = prefill_config("prefill_few", case.q.device, head_dim, dtype)
+        launches: list[dict[str, Any]] = [
+            {}, {"config": few}, {"config": few, "splits": 4}, {"splits": 32},
+        ]  # fmt: skip
+        for options in launches:
+            out = run_decode(case, splits=4, starts=True)
+            run_prefill(case, out, skip_single=True, **options)
+            assert_near(out, case.expected)
+
+
+@pytest.mark.parametrize("new", [1, 16, 32, 200])
+def test_a_short_tail_of_a_long_past(new: int) -> None:
+    """As the engine launches it: small tiles, and the past cut into parts."""
+    from m4_flash.kernels.slices import paged_launch
+
+    case = gpu_case(
+        [(8192, new), (40, 40)], kv_heads=8, group=2, head_dim=128, dtype=torch.bfloat16
+    )
+    config, splits = paged_launch(len(case.q), 16, 8, num_sms(), case.q.device, 128, case.q.dtype)
+    assert splits > 1
+    assert_near(run_prefill(case, config=config, splits=splits), case.expected)
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
@@ -306,8 +325,8 @@ def test_tune_one_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(tune, "prefill_candidates", lambda **_: [too_large, fits])
     deep = DecodeConfig(128, 4, 12)
     monkeypatch.setattr(tune, "decode_candidates", lambda: [deep, DecodeConfig(32, 4, 2)])
-    args = argparse.Namespace(out=tmp_path, head_dim=[64, 128], repeat=2)
-    assert tune._measure(args, ((2, 300),), ((2, 300), (40, 100))) == 0
+    args = argparse.Namespace(out=tmp_path, head_dim=[64, 128], repeat=2, kind=None)
+    assert tune._measure(args, ((2, 300),), ((32, 300),), ((2, 300), (40, 100))) == 0
     (path,) = tmp_path.glob("*.json")
     table = read_table(path)
     assert {entry.config for entry in table.prefill} == {fits}

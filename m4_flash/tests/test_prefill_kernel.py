@@ -145,6 +145,51 @@ def test_single_tokens_are_left_to_the_decode_kernel() -> None:
     assert_equal(out, case.expected)
 
 
+@pytest.mark.parametrize("splits", [2, 3, 5])
+def test_parts_of_the_keys_are_merged(splits: int) -> None:
+    """Tiles with 16, 8 and 0 whole tiles of keys in their past: up to 4 parts, 2 and 1."""
+    case = attention_case(
+        [(261, 5), (150, 20), (9, 9), (130, 1)], kv_heads=2, padding_seqs=1, padding_tokens=3
+    )
+    assert_equal(paged(case, splits=splits), case.expected)
+
+
+def test_the_merge_leaves_single_tokens_to_the_decode_kernel_too() -> None:
+    case = attention_case([(200, 1), (260, 3), (300, 1)], padding_tokens=2)
+    out = paged(case, skip_single=True, splits=4)
+    single = torch.tensor([0, 4])
+    assert out[single].isnan().all()
+    out[single] = case.expected[single]
+    assert_equal(out, case.expected)
+
+
+def test_splits_do_run_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the merge the rows of a long past are not written: their parts lie elsewhere."""
+    from m4_flash.kernels import prefill
+
+    monkeypatch.setattr(prefill, "merge_slices", lambda *_, **__: None)
+    case = attention_case([(260, 3), (40, 3)])
+    out = paged(case, splits=4)
+    assert out[:3].isnan().all()
+    assert_equal(out[3:], case.expected[3:])
+
+
+def test_few_tokens_get_small_tiles_and_parts() -> None:
+    """On 132 multiprocessors: 16 heads over 8 KV heads, as Qwen3-0.6B."""
+    from m4_flash.kernels.slices import paged_launch
+    from m4_flash.kernels.tuning import prefill_config
+
+    cpu = torch.device("cpu")
+
+    def launch(num_tokens: int) -> tuple[PrefillConfig, int]:
+        return paged_launch(num_tokens, 16, 8, 132, cpu, 128, torch.bfloat16)
+
+    few = prefill_config("prefill_few", cpu, 128, torch.bfloat16)
+    assert few.block_m == 64  # 32 tokens: 8 programs each
+    assert [launch(n)[1] for n in (16, 32, 33, 256, 512)] == [32, 32, 16, 4, 2]
+    assert launch(8192) == (prefill_config("prefill_paged", cpu, 128, torch.bfloat16), 1)
+
+
 def test_a_table_wider_than_needed() -> None:
     """Its other entries name a block of NaN."""
     case = attention_case([(20, 20), (3, 2)], block_size=4, max_blocks=40)
@@ -236,7 +281,7 @@ def test_a_launch_depends_on_shapes_alone(monkeypatch: pytest.MonkeyPatch) -> No
     for case in (first, second):
         paged(case, skip_single=True)
     assert spy.launches[0] == spy.launches[1]
-    assert spy.launches[0][0] == (1, 2 + 3)  # KV heads; ceil(16 / 8) tiles and one per sequence
+    assert spy.launches[0][0] == (1, 2 + 3, 1)  # KV heads; ceil(16 / 8) tiles and one per sequence
 
 
 @given(data=st.data())
@@ -245,7 +290,8 @@ def test_any_ragged_batch(data: st.DataObject) -> None:
     lengths = st.integers(1, 24)
     slices = []
     for _ in range(data.draw(st.integers(1, 4), label="sequences")):
-        new, cached = data.draw(lengths, label="new"), data.draw(st.integers(0, 20), label="cached")
+        new = data.draw(lengths, label="new")
+        cached = data.draw(st.integers(0, 20) | st.integers(100, 160), label="cached")
         slices.append((cached + new, new))
     case = attention_case(
         slices,
@@ -254,4 +300,5 @@ def test_any_ragged_batch(data: st.DataObject) -> None:
         padding_seqs=data.draw(st.integers(0, 2), label="padding_seqs"),
         padding_tokens=data.draw(st.integers(0, 9), label="padding_tokens"),
     )
-    assert_equal(paged(case), case.expected)
+    splits = data.draw(st.integers(1, 4), label="splits")
+    assert_equal(paged(case, splits=splits), case.expected)

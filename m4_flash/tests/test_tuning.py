@@ -14,7 +14,7 @@ from common.errors import ConfigError
 from common.results import to_json
 from m4_flash.benchmarks import tune
 from m4_flash.benchmarks.tune import Sweep, choose, describe, sweep
-from m4_flash.benchmarks.tune_cases import Case, decode_cases, prefill_cases
+from m4_flash.benchmarks.tune_cases import Case, decode_cases, few_cases, prefill_cases
 from m4_flash.kernels import tuning
 from m4_flash.kernels.tuning import (
     DecodeConfig,
@@ -70,12 +70,13 @@ class TestConfigs:
     @pytest.mark.parametrize("device", ["cpu", "cuda"])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
     @pytest.mark.parametrize("head_dim", [16, 64, 128, 256])
+    @pytest.mark.parametrize("kind", tune.PREFILL_KINDS)
     def test_defaults_fit_the_smallest_device(
-        self, head_dim: int, dtype: torch.dtype, device: str
+        self, kind: Any, head_dim: int, dtype: torch.dtype, device: str
     ) -> None:
         """At most 163 KiB of shared memory (an A100's): q, and K and V of each stage."""
         where = torch.device(device)
-        prefill = tuning._default_prefill(where, head_dim, dtype)
+        prefill = tuning._default_prefill(kind, where, head_dim, dtype)
         decode = tuning._default_decode(where, head_dim, dtype)
         row = head_dim * dtype.itemsize
         rows = prefill.block_m + 2 * prefill.num_stages * prefill.block_n
@@ -89,6 +90,15 @@ class TestTable:
     def test_is_read_as_written(self, folder: Path) -> None:
         (path,) = folder.iterdir()
         assert read_table(path) == TABLE
+
+    def test_over_another_one(self) -> None:
+        """What is measured again is replaced, and the rest stays."""
+        again = Table("d", "t", decode=(DecodeEntry("decode_few", 64, "float32", MANY),))
+        both = again.over(TABLE)
+        assert both.prefill == TABLE.prefill
+        chosen = {entry.kind: entry.config for entry in both.decode}
+        assert chosen == {"decode_few": MANY, "decode_many": MANY}
+        assert (both.device, len(both.decode)) == ("d", len(TABLE.decode))
 
     def test_is_used_where_it_has_an_entry(self, folder: Path) -> None:
         dtype = torch.float32
@@ -186,15 +196,22 @@ def test_tiny_shapes_are_tuned_in_the_interpreter(tmp_path: Path) -> None:
     """Every part but the GPU's clock: cases, sweep, table and result."""
     pytest.importorskip("triton")
     small, large = PrefillConfig(16, 16, 4, 1), PrefillConfig(32, 32, 4, 1)
+    cases: list[Case[Any]] = [
+        *prefill_cases([(1, 5)], 16, torch.float32, "cpu"),
+        *few_cases([(3, 20)], 16, torch.float32, "cpu", 4),
+        *decode_cases([(1, 20)], 16, torch.float32, "cpu", 4),
+    ]
+    configs: dict[str, list[Any]] = {
+        "prefill_paged": [small], "prefill_contiguous": [small, large], "prefill_few": [small],
+        "decode_few": [DecodeConfig(16, 4, 1)],
+    }  # fmt: skip
     found = tune.tune(
-        [(1, 5)], [(1, 20)], {"prefill_paged": [small], "prefill_contiguous": [small, large]},
-        [DecodeConfig(16, 4, 1)], head_dim=16, dtype=torch.float32, device="cpu", num_sms=4,
-        prepare=once, repeat=1,
+        cases, configs, head_dim=16, dtype=torch.float32, prepare=once, repeat=1
     )  # fmt: skip
     table, result = tune.tables([found], "cpu")
-    assert [entry.kind for entry in table.prefill] == ["prefill_paged", "prefill_contiguous"]
+    assert [entry.kind for entry in table.prefill] == list(tune.PREFILL_KINDS)
     assert table.decode == (DecodeEntry("decode_few", 16, "float32", DecodeConfig(16, 4, 1)),)
-    assert [entry["metric"] for entry in result.rows] == ["time", "flops"] * 3 + [
+    assert [entry["metric"] for entry in result.rows] == ["time", "flops"] * 4 + [
         "time", "bandwidth",
     ]  # fmt: skip
     (moved,) = result.select(metric="bandwidth")
@@ -214,6 +231,11 @@ def test_cases_call_the_kernels() -> None:
         prefill.launch(PrefillConfig(16, 16, 4, 1))
         assert prefill.out.isfinite().all()
         assert prefill.work == 4 * (1 + 2 + 3 + 4 + 5) * 16 * 16  # keys seen, heads, head_dim
+    (few,) = few_cases([(3, 200)], 16, torch.float32, "cpu", 32)
+    few.out.fill_(torch.nan)
+    few.launch(PrefillConfig(16, 16, 4, 1))
+    assert few.out.isfinite().all()
+    assert (few.label, few.work) == ("3 of 200", 4 * (198 + 199 + 200) * 16 * 16)
     (decode,) = decode_cases([(2, 18)], 16, torch.float32, "cpu", 4)
     decode.out.fill_(torch.nan)
     decode.launch(DecodeConfig(16, 4, 1))

@@ -188,14 +188,14 @@ class PackedWeight:
             outputs: ``[n]`` int64, output channels.
 
         Returns:
-            ``[n, in]`` float32.
+            ``[n, in]`` float32, contiguous.
         """
         assert self.source is None, "a row's inputs would have to be put back into their order"
         ints = unpack_tiles(self.words[:, outputs], self.bits)[: self.in_features].float()
         groups = torch.arange(self.in_features, device=ints.device) // self.group_width
         ints -= pick_columns(self.zeros, outputs, self.bits).float()[groups]
         ints *= self.scales[:, outputs].float()[groups]
-        return ints.T
+        return ints.T.contiguous()  # kernels read a row at a time
 
     def dequantised(self) -> Tensor:
         """Ŵ, ``[out, in]`` float32, in plain PyTorch: what the kernels are tested against."""

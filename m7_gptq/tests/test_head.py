@@ -63,6 +63,7 @@ class TestTied:
         ids = torch.tensor([[0, 5, 319], [17, 17, 4]])
         assert isinstance(model.embed_tokens, QuantizedEmbedding)
         assert torch.equal(model.embed_tokens(ids), weight[ids])
+        assert model.embed_tokens(ids).is_contiguous()  # the norm's kernel reads whole rows
         tokens = torch.arange(24) * 11
         torch.testing.assert_close(logits(model, tokens), logits(expected, tokens),
                                    rtol=1e-4, atol=1e-4)  # fmt: skip
