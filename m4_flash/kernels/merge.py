@@ -1,7 +1,7 @@
 """The second half of a split prefill: parts of the keys become one output, by log-sum-exp.
 
 As in :mod:`m4_flash.kernels.decode`, ``o = Σ 2^(L_i − L) · o_i`` with ``L = log2 Σ 2^L_i``. A
-program takes 16 rows of a tile of queries, finds its slice as the first kernel did, and counts the
+program takes 4 rows of a tile of queries, finds its slice as the first kernel did, and counts the
 same parts. Tiles with one part are written already.
 """
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from m4_flash.kernels.slices import find_slice, parts_of
 
-ROWS = 16
+ROWS, BLOCK_P = 4, 8
+"""Rows of a program and parts that it loads at a time: 16 KB under way for 128 values of a head."""
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_seqs", "splits"])
@@ -21,7 +22,8 @@ def _merge_slices_kernel(
     part_ptr, lse_ptr, len_ptr, starts_ptr, out_ptr, num_tokens, num_seqs, splits,
     OUT_TOKEN: tl.constexpr, OUT_HEAD: tl.constexpr,
     GROUP: tl.constexpr, NUM_HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, SKIP_SINGLE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr,
+    SKIP_SINGLE: tl.constexpr,
 ):  # fmt: skip
     TILE_TOKENS: tl.constexpr = BLOCK_M // GROUP
     kv_head = tl.program_id(0)
@@ -40,23 +42,26 @@ def _merge_slices_kernel(
     tokens = tile * TILE_TOKENS + rows // GROUP
     heads = kv_head * GROUP + rows % GROUP
     real = (tokens < length) & (rows < TILE_TOKENS * GROUP)
+    first_cells = (start + tokens) * NUM_HEADS + heads
     m = tl.full([ROWS], -float("inf"), dtype=tl.float32)
     total = tl.zeros([ROWS], dtype=tl.float32)
     acc = tl.zeros([ROWS, HEAD_DIM], dtype=tl.float32)
-    for part in range(parts):
-        cells = (part * num_tokens + start + tokens) * NUM_HEADS + heads
-        lse = tl.load(lse_ptr + cells, mask=real, other=0.0)
-        values = tl.load(
-            part_ptr + cells[:, None] * HEAD_DIM + dims[None, :], mask=real[:, None], other=0.0
-        )
-        new_m = tl.maximum(m, lse)
-        rescale, weight = tl.exp2(m - new_m), tl.exp2(lse - new_m)
-        acc = acc * rescale[:, None] + weight[:, None] * values
-        total = total * rescale + weight
+    for first in range(0, parts, BLOCK_P):
+        part = first + tl.arange(0, BLOCK_P)
+        cells = first_cells[:, None] + (part * num_tokens * NUM_HEADS)[None, :]
+        known = real[:, None] & (part < parts)[None, :]
+        lse = tl.load(lse_ptr + cells, mask=known, other=-float("inf"))
+        at = cells[:, :, None] * HEAD_DIM + dims[None, None, :]
+        values = tl.load(part_ptr + at, mask=known[:, :, None], other=0.0)
+        # A row that is not real has no parts: 0 instead of −inf keeps NaN away.
+        new_m = tl.where(real, tl.maximum(m, tl.max(lse, axis=1)), 0.0)
+        rescale, weights = tl.exp2(m - new_m), tl.exp2(lse - new_m[:, None])
+        acc = acc * rescale[:, None] + tl.sum(weights[:, :, None] * values, axis=1)
+        total = total * rescale + tl.sum(weights, axis=1)
         m = new_m
     out_ptr += start.to(tl.int64) * OUT_TOKEN
     outs = out_ptr + tokens[:, None] * OUT_TOKEN + heads[:, None] * OUT_HEAD + dims[None, :]
-    out = acc / total[:, None]
+    out = acc / tl.where(real, total, 1.0)[:, None]
     tl.store(outs, out.to(out_ptr.dtype.element_ty), mask=real[:, None])
 
 
@@ -92,5 +97,6 @@ def merge_slices(
         parts, lse, seq_lens, cu_seqlens_q, out, num_tokens, len(seq_lens), splits,
         OUT_TOKEN=out.stride(0), OUT_HEAD=out.stride(1),
         GROUP=group, NUM_HEADS=num_heads, HEAD_DIM=head_dim,
-        BLOCK_M=block_m, BLOCK_N=block_n, ROWS=ROWS, SKIP_SINGLE=skip_single, num_warps=4,
+        BLOCK_M=block_m, BLOCK_N=block_n, ROWS=ROWS, BLOCK_P=BLOCK_P,
+        SKIP_SINGLE=skip_single, num_warps=4,
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """Long prompts land on decoding streams: how long each stream stands still, and at what price.
 
-On a GPU: 32 streams, and a prompt of 8,192 tokens every 0.1, 0.25 and 1 s for 6 s, by wall clock.
+On a GPU: 32 streams, and a prompt of 8,192 tokens every 0.1, 0.25 and 1 s for 3 s, by wall clock.
 M4 computes each prompt whole and the streams wait; M5 computes it in chunks beside them.
 """
 
@@ -75,11 +75,14 @@ class Sizes:
 
 def sizes(args: Namespace) -> Sizes:
     """Workloads of the size that was asked for."""
+    gpu = args.device.startswith("cuda")
     if args.smoke:
-        return Sizes(2, 4, 64, 64, 0.03, 0.04, (0.02, 0.0), 0.02, (16, UNCHUNKED))
-    if args.device.startswith("cuda"):
+        first, window, interval = (0.003, 0.008, 0.004) if gpu else (0.03, 0.04, 0.02)
+        budgets: tuple[int, ...] = (16, UNCHUNKED)
+        return Sizes(2, 4, 64, 64, first, window, (interval, 0.0), interval, budgets)
+    if gpu:
         budgets = (256, 512, 1024, 2048, UNCHUNKED)
-        return Sizes(32, 128, 3328, 8192, 0.5, 6.0, (0.25, 0.1, 1.0, 0.0), 0.25, budgets)
+        return Sizes(32, 128, 2048, 8192, 0.5, 3.0, (0.25, 0.1, 1.0, 0.0), 0.25, budgets)
     # One round on a CPU: only --full repeats.
     return Sizes(4, 32, 96, 512, 1.0, 6.0, (3.0,), -1.0, (64, 128, 256, UNCHUNKED))
 
@@ -146,7 +149,7 @@ def run(args: Namespace, notes: list[str]) -> tuple[Result, str]:
     Returns:
         The result and the summary line.
     """
-    announce("gaps", args, 330, 90)
+    announce("gaps", args, 180, 90)
     size, notes = sizes(args), [*notes, BUDGET_NOTE]
     # Room for all streams and two long prompts: one that runs, and one that begins.
     pool = size.streams * (size.prompt + size.output + 16) + 2 * (size.long + 32)

@@ -30,7 +30,7 @@ from m5_chunked.benchmarks.variants import UNCHUNKED, Variant
 from m5_chunked.engine import LLMEngine
 
 ROOT = Path(__file__).resolve().parents[2]
-SMOKE = Namespace(smoke=True)
+SMOKE = Namespace(smoke=True, device="cpu")
 NAMES = ("gaps", "throughput", "chunk_size")
 VARIANTS: list[tuple[str, int | None]] = [
     ("m4_flash", None), ("m5_chunked", 16), ("m5_chunked", UNCHUNKED),
@@ -92,7 +92,7 @@ class TestGaps:
                 assert ("gap_reduction_p95" in value) == (interval > 0 and budget is not None)
                 if interval:
                     assert 0 < value["gaps_p50"] <= value["gaps_p95"] <= value["gaps_max"]
-        workload = gaps.sizes(Namespace(smoke=True)).workload(0.02)
+        workload = gaps.sizes(Namespace(smoke=True, device="cpu")).workload(0.02)
         assert result.workload == workload.info
         assert f"sha256 {workload.hash}" in "".join(result.notes)
         assert ran.summaries[0].startswith("m5_chunked, budget ")
