@@ -22,6 +22,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,26 +58,29 @@ class StepTensors:
 
 @dataclass
 class _Deltas:
-    """What changed since the last step; places count through the flattened tensors."""
+    """What changed since the last step; places count through the flattened tensors.
+
+    Ids are one array per new sequence: a prompt is long, and numbers one by one are slow to handle.
+    """
 
     rows: list[int] = field(default_factory=list)
     prompt_lens: list[int] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
-    token_places: list[int] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
+    token_places: list[np.ndarray] = field(default_factory=list)
+    token_ids: list[np.ndarray] = field(default_factory=list)
     block_places: list[int] = field(default_factory=list)
     block_ids: list[int] = field(default_factory=list)
     temperatures: list[float] = field(default_factory=list)
 
     @property
-    def integers(self) -> tuple[list[int], ...]:
-        """All lists but the temperatures, in order."""
+    def integers(self) -> tuple[list[int] | np.ndarray, ...]:
+        """All numbers but the temperatures, in order."""
         return (
             self.rows,
             self.prompt_lens,
             self.seeds,
-            self.token_places,
-            self.token_ids,
+            np.concatenate(self.token_places) if self.rows else [],
+            np.concatenate(self.token_ids) if self.rows else [],
             self.block_places,
             self.block_ids,
         )
@@ -166,14 +170,15 @@ class InputBatch:
     def _note_row(self, item: ScheduledSequence) -> None:
         """All known ids and the parameters of a sequence that begins to run."""
         sequence, params, deltas = item.sequence, item.sequence.sampling_params, self._deltas
-        row, known = self._row_of[item.seq_id], sequence.token_ids[: item.num_known_tokens]
+        row = self._row_of[item.seq_id]
+        known = np.array(sequence.token_ids[: item.num_known_tokens], dtype=np.int64)
         first = row * self.sampling.token_ids.shape[1]
         deltas.rows.append(row)
         deltas.prompt_lens.append(sequence.num_prompt_tokens)
         deltas.seeds.append(sequence_seed(self.engine_seed, sequence))
         deltas.temperatures.append(0.0 if params.is_greedy else params.temperature)
-        deltas.token_places += range(first, first + len(known))
-        deltas.token_ids += known
+        deltas.token_places.append(np.arange(first, first + len(known)))
+        deltas.token_ids.append(known)
 
     def send(self, items: list[ScheduledSequence], num_seqs: int) -> None:
         """Send the step's index list and all that was noted, in one copy.

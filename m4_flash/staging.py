@@ -36,7 +36,7 @@ class Sent:
 
 
 class Staging:
-    """Sends lists; on a CPU it makes a tensor of them and that is all."""
+    """Sends lists and arrays; on a CPU it makes a tensor of them and that is all."""
 
     def __init__(self, device: torch.device) -> None:
         """Nothing is reserved before the first use."""
@@ -45,12 +45,13 @@ class Staging:
         self._turn = 0
 
     def send(
-        self, integers: Sequence[Sequence[int]], floats: Sequence[Sequence[float]] = ()
+        self, integers: Sequence[Sequence[int] | np.ndarray], floats: Sequence[Sequence[float]] = ()
     ) -> Sent:
-        """Copy all lists to the device, as one piece of memory.
+        """Copy everything to the device, as one piece of memory.
 
         Args:
-            integers: Lists of 64-bit integers.
+            integers: Lists or ``[n_i]`` int64 arrays of 64-bit integers. Where there are many, an
+                array: a list is converted number by number.
             floats: Lists of floats, sent in double precision.
         """
         packed = np.concatenate(

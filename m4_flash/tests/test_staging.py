@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,11 @@ def test_everything_arrives_exactly(integers: list[list[int]], floats: list[list
     sent = Staging(torch.device("cpu")).send(integers, floats)
     assert [part.tolist() for part in sent.integers] == integers
     assert [part.tolist() for part in sent.floats] == floats
+
+
+def test_arrays_and_lists_may_be_mixed() -> None:
+    sent = Staging(torch.device("cpu")).send(([1, 2], np.arange(3, 6), np.array([], np.int64)))
+    assert [part.tolist() for part in sent.integers] == [[1, 2], [3, 4, 5], []]
 
 
 def test_it_is_one_tensor_and_a_later_send_leaves_it_alone() -> None:
