@@ -18,11 +18,15 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable
+from collections.abc import Sequence as Seq
 
 from common.request import Sequence
 
-BlockHasher = Callable[[bytes, tuple[int, ...], tuple[str, ...]], bytes]
-"""From the parent's hash (empty for the first block), a block's ids and its extra keys to a hash.
+ID_BYTES = 4
+
+BlockHasher = Callable[[bytes, bytes, tuple[str, ...]], bytes]
+"""From the parent's hash (empty for the first block), a block's packed ids and its extra keys to a
+hash.
 
 Only first blocks have extra keys: the blocks behind them inherit the difference."""
 
@@ -30,7 +34,24 @@ ExtraKeys = Callable[[Sequence], tuple[str, ...]]
 """What besides its tokens a sequence's K and V depend on, or must not be shared across."""
 
 
-def encode_block(parent: bytes, token_ids: tuple[int, ...], extra_keys: tuple[str, ...]) -> bytes:
+def pack_ids(token_ids: Seq[int]) -> bytes:
+    """Ids in the form in which blocks are hashed and compared: 4 bytes each, little endian.
+
+    A prompt is packed in one call and cut then; a call or a tuple per block costs more than the
+    hash.
+
+    Args:
+        token_ids: Each in [0, 2**31).
+    """
+    return struct.pack(f"<{len(token_ids)}i", *token_ids)
+
+
+def unpack_ids(packed: bytes) -> tuple[int, ...]:
+    """The ids again, for people and drawings."""
+    return struct.unpack(f"<{len(packed) // ID_BYTES}i", packed)
+
+
+def encode_block(parent: bytes, packed_ids: bytes, extra_keys: tuple[str, ...]) -> bytes:
     """One byte string for each triple, the same in every process and on every machine.
 
     ::
@@ -41,25 +62,25 @@ def encode_block(parent: bytes, token_ids: tuple[int, ...], extra_keys: tuple[st
 
     Args:
         parent: Hash of the block before; empty for a first block.
-        token_ids: The block's ids, each in [0, 2**31).
+        packed_ids: The block's ids, see :func:`pack_ids`.
         extra_keys: Empty but for first blocks.
     """
-    head = struct.pack(f"<2I{len(token_ids)}i", len(token_ids), len(extra_keys), *token_ids)
+    head = struct.pack("<2I", len(packed_ids) // ID_BYTES, len(extra_keys)) + packed_ids
     if not extra_keys:
         return head + parent
     keys = [key.encode("utf-8", "surrogatepass") for key in extra_keys]
     return head + b"".join(struct.pack("<I", len(key)) + key for key in keys) + parent
 
 
-def blake2b_hash(parent: bytes, token_ids: tuple[int, ...], extra_keys: tuple[str, ...]) -> bytes:
+def blake2b_hash(parent: bytes, packed_ids: bytes, extra_keys: tuple[str, ...]) -> bytes:
     """BLAKE2b with 256 bits: cryptographic, and a block of 16 tokens is one round of it."""
-    data = encode_block(parent, token_ids, extra_keys)
+    data = encode_block(parent, packed_ids, extra_keys)
     return hashlib.blake2b(data, digest_size=32).digest()
 
 
-def sha256_hash(parent: bytes, token_ids: tuple[int, ...], extra_keys: tuple[str, ...]) -> bytes:
+def sha256_hash(parent: bytes, packed_ids: bytes, extra_keys: tuple[str, ...]) -> bytes:
     """SHA-256, vLLM's default."""
-    return hashlib.sha256(encode_block(parent, token_ids, extra_keys)).digest()
+    return hashlib.sha256(encode_block(parent, packed_ids, extra_keys)).digest()
 
 
 def salt_keys(sequence: Sequence) -> tuple[str, ...]:
@@ -78,6 +99,7 @@ class BlockHashes:
     Attributes:
         block_size: Tokens per block.
         extra_keys: What besides the tokens tells prefixes apart.
+        packed: Each full block's ids, see :func:`pack_ids`; to read only.
     """
 
     def __init__(
@@ -95,12 +117,12 @@ class BlockHashes:
         """
         self.block_size, self.extra_keys = block_size, extra_keys
         self._hasher = hasher
-        self._tokens: list[tuple[int, ...]] = []
+        self.packed: list[bytes] = []
         self._hashes: list[bytes] = []
 
     def __len__(self) -> int:
         """Full blocks so far."""
-        return len(self._tokens)
+        return len(self.packed)
 
     def extend(self, token_ids: list[int]) -> None:
         """Take the blocks that have filled up since the last call.
@@ -108,24 +130,26 @@ class BlockHashes:
         Args:
             token_ids: All ids of the sequence; those of earlier calls unchanged.
         """
-        size = self.block_size
-        for begin in range(len(self._tokens) * size, len(token_ids) - size + 1, size):
-            self._tokens.append(tuple(token_ids[begin : begin + size]))
+        done, full = len(self.packed), len(token_ids) // self.block_size
+        new = pack_ids(token_ids[done * self.block_size : full * self.block_size])
+        width = self.block_size * ID_BYTES
+        self.packed += [new[i : i + width] for i in range(0, len(new), width)]
 
     def tokens(self, index: int) -> tuple[int, ...]:
         """Ids of the full block ``index``."""
-        return self._tokens[index]
+        return unpack_ids(self.packed[index])
 
     def hash(self, index: int) -> bytes:
         """Hash of the full block ``index`` and of all before it."""
-        for i in range(len(self._hashes), index + 1):
-            parent, keys = (self._hashes[i - 1], ()) if i else (b"", self.extra_keys)
-            self._hashes.append(self._hasher(parent, self._tokens[i], keys))
-        return self._hashes[index]
+        hashes = self._hashes
+        while len(hashes) <= index:
+            parent, keys = (hashes[-1], ()) if hashes else (b"", self.extra_keys)
+            hashes.append(self._hasher(parent, self.packed[len(hashes)], keys))
+        return hashes[index]
 
     def fork(self, num_blocks: int) -> BlockHashes:
         """The same first ``num_blocks`` blocks for another sequence, without hashing again."""
         other = BlockHashes(self.block_size, self.extra_keys, self._hasher)
-        other._tokens = self._tokens[:num_blocks]
+        other.packed = self.packed[:num_blocks]
         other._hashes = self._hashes[:num_blocks]
         return other

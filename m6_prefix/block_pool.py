@@ -94,7 +94,8 @@ class BlockPool:
     def share(self, block: KVCacheBlock) -> None:
         """Add an owner; a free block leaves its queue (vLLM's ``touch``)."""
         if block.ref_cnt == 0:
-            self._queue_of(block).remove(block)
+            queue = self._cached if block.block_id in self.index else self._blank
+            queue.remove(block)
         block.ref_cnt += 1
 
     def free(self, blocks: Iterable[KVCacheBlock]) -> None:
@@ -164,9 +165,6 @@ class BlockPool:
         assert blank == free - findable
         assert cached == free & findable
         assert all(block.ref_cnt >= 0 for block in self.blocks)
-
-    def _queue_of(self, block: KVCacheBlock) -> FreeBlockQueue:
-        return self._cached if block.block_id in self.index else self._blank
 
     def _evict(self) -> KVCacheBlock:
         """The least recently used findable block, no longer findable."""

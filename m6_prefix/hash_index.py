@@ -23,12 +23,12 @@ from m6_prefix.block_hash import BlockHashes
 class _Entry:
     """One content, and the blocks that hold it, in order of insertion (a dict as ordered set)."""
 
-    __slots__ = ("block_hash", "blocks", "extra_keys", "parent", "token_ids")
+    __slots__ = ("block_hash", "blocks", "extra_keys", "packed_ids", "parent")
 
     def __init__(self, parent: _Entry | None, prefix: BlockHashes, index: int) -> None:
         self.block_hash = prefix.hash(index)
         self.parent = parent
-        self.token_ids = prefix.tokens(index)
+        self.packed_ids = prefix.packed[index]
         self.extra_keys = prefix.extra_keys
         self.blocks: dict[int, None] = {}
 
@@ -83,7 +83,7 @@ class HashIndex:
         for entry in self._entries.get(prefix.hash(index), ()):
             if (
                 entry.parent is parent
-                and entry.token_ids == prefix.tokens(index)
+                and entry.packed_ids == prefix.packed[index]
                 and entry.extra_keys == prefix.extra_keys
             ):
                 return entry

@@ -6,7 +6,7 @@
                                           └── "Summarise …" {4}
 
 A lookup walks down while a child has the next block's tokens. The path is the prefix, so no hash
-chain is needed; Python's dictionary hashes the tokens for its own use and compares them itself.
+chain is needed; Python's dictionary hashes the packed ids for its own use and compares them itself.
 The tree shows what is shared (the demo draws it), and where one evicts: only leaves.
 
 SGLang's radix tree (Zheng et al. 2023, arXiv 2312.07104, section 3) compresses paths and splits
@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from m6_prefix.block_hash import BlockHashes
+from m6_prefix.block_hash import BlockHashes, unpack_ids
 
-_Key = tuple[int | str, ...]  # a block's tokens; on the first level a prefix's extra keys
+_Key = bytes | tuple[str, ...]  # a block's packed ids; on the first level a prefix's extra keys
 
 
 class CachedPrefix(NamedTuple):
@@ -70,7 +70,7 @@ class TreeIndex:
         found: list[int] = []
         node = self._root.children.get(prefix.extra_keys)
         for index in range(min(limit, len(prefix))):
-            node = node.children.get(prefix.tokens(index)) if node is not None else None
+            node = node.children.get(prefix.packed[index]) if node is not None else None
             if node is None:
                 break
             found.append(next(iter(node.blocks)))
@@ -83,7 +83,7 @@ class TreeIndex:
             parent = self._root.child(prefix.extra_keys)
         else:
             parent = self._node_of[parent_id]
-        node = parent.child(prefix.tokens(index))
+        node = parent.child(prefix.packed[index])
         node.blocks[block_id] = None
         self._node_of[block_id] = node
 
@@ -106,13 +106,13 @@ class TreeIndex:
 
     def __iter__(self) -> Iterator[CachedPrefix]:
         """Every node, parents before children, in order of insertion."""
-        for top in self._root.children.values():
-            keys = tuple(str(key) for key in top.key)
+        for keys, top in self._root.children.items():
+            assert isinstance(keys, tuple)
             waiting = [(0, node) for node in reversed(top.children.values())]
             while waiting:
                 depth, node = waiting.pop()
-                ids = tuple(int(token) for token in node.key)
-                yield CachedPrefix(keys, depth, ids, tuple(node.blocks))
+                assert isinstance(node.key, bytes)
+                yield CachedPrefix(keys, depth, unpack_ids(node.key), tuple(node.blocks))
                 waiting += [(depth + 1, child) for child in reversed(node.children.values())]
 
 

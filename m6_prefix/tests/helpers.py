@@ -14,7 +14,7 @@ from m2_batching.step_trace import StepTracer
 from m2_batching.tests.helpers import stop_by_length
 from m3_paged.tests.fake_runner import FakeRunner
 from m5_chunked.scheduler import Scheduler
-from m6_prefix.block_hash import BlockHashes, blake2b_hash
+from m6_prefix.block_hash import ID_BYTES, BlockHashes, blake2b_hash
 from m6_prefix.hash_index import HashIndex
 from m6_prefix.kv_cache_manager import KVCacheManager
 from m6_prefix.prefix_index import PrefixIndex
@@ -24,14 +24,14 @@ SIZE = 4
 INDEXES: list[Callable[[], PrefixIndex]] = [HashIndex, TreeIndex]
 
 
-def constant_hash(parent: bytes, token_ids: tuple[int, ...], extra_keys: tuple[str, ...]) -> bytes:
+def constant_hash(parent: bytes, packed_ids: bytes, extra_keys: tuple[str, ...]) -> bytes:
     """The weakest hash there is: everything collides."""
     return b"same"
 
 
-def parity_hash(parent: bytes, token_ids: tuple[int, ...], extra_keys: tuple[str, ...]) -> bytes:
+def parity_hash(parent: bytes, packed_ids: bytes, extra_keys: tuple[str, ...]) -> bytes:
     """A hash of one bit: half of everything collides."""
-    return bytes([(sum(parent) + sum(token_ids)) % 2])
+    return bytes([(sum(parent) + sum(packed_ids)) % 2])
 
 
 class CountingHasher:
@@ -44,11 +44,9 @@ class CountingHasher:
     def __init__(self) -> None:
         self.num_tokens = 0
 
-    def __call__(
-        self, parent: bytes, token_ids: tuple[int, ...], extra_keys: tuple[str, ...]
-    ) -> bytes:
-        self.num_tokens += len(token_ids)
-        return blake2b_hash(parent, token_ids, extra_keys)
+    def __call__(self, parent: bytes, packed_ids: bytes, extra_keys: tuple[str, ...]) -> bytes:
+        self.num_tokens += len(packed_ids) // ID_BYTES
+        return blake2b_hash(parent, packed_ids, extra_keys)
 
 
 def sequence_of(

@@ -15,8 +15,10 @@ from m6_prefix.block_hash import (
     BlockHashes,
     blake2b_hash,
     encode_block,
+    pack_ids,
     salt_keys,
     sha256_hash,
+    unpack_ids,
 )
 from m6_prefix.tests.helpers import CountingHasher, prefix_of, sequence_of
 
@@ -24,43 +26,50 @@ HASHERS: list[BlockHasher] = [blake2b_hash, sha256_hash]
 
 triples = st.tuples(
     st.sampled_from([b"", b"\0", b"\1" * 4, b"p" * 32]),
-    st.lists(st.integers(0, 2**31 - 1) | st.integers(0, 2), max_size=4).map(tuple),
+    st.lists(st.integers(0, 2**31 - 1) | st.integers(0, 2), max_size=4).map(pack_ids),
     st.lists(st.text(max_size=3), max_size=2).map(tuple),
 )
 
 
 class TestEncoding:
     def test_the_bytes_of_a_first_and_of_a_later_block(self) -> None:
-        first = encode_block(b"", (1, 258), ("é",))
+        first = encode_block(b"", pack_ids((1, 258)), ("é",))
         expected = "02000000 01000000  01000000 02010000  02000000 c3a9"
         assert first == bytes.fromhex(expected)
-        assert encode_block(b"PP", (7,), ()) == b"\1\0\0\0\0\0\0\0\7\0\0\0PP"
+        assert encode_block(b"PP", pack_ids((7,)), ()) == b"\1\0\0\0\0\0\0\0\7\0\0\0PP"
 
     @given(triples, triples)
     def test_different_triples_have_different_bytes(
         self,
-        a: tuple[bytes, tuple[int, ...], tuple[str, ...]],
-        b: tuple[bytes, tuple[int, ...], tuple[str, ...]],
+        a: tuple[bytes, bytes, tuple[str, ...]],
+        b: tuple[bytes, bytes, tuple[str, ...]],
     ) -> None:
         assert (encode_block(*a) == encode_block(*b)) == (a == b)
 
+    @given(st.lists(st.integers(0, 2**31 - 1), max_size=9))
+    def test_packed_ids_are_four_bytes_each_and_come_back(self, token_ids: list[int]) -> None:
+        packed = pack_ids(token_ids)
+        assert packed == b"".join(token.to_bytes(4, "little") for token in token_ids)
+        assert unpack_ids(packed) == tuple(token_ids)
+
     def test_any_text_can_be_a_key(self) -> None:
-        assert encode_block(b"", (), ("\ud800",)) != encode_block(b"", (), ("\ud801",))
+        assert encode_block(b"", b"", ("\ud800",)) != encode_block(b"", b"", ("\ud801",))
 
     @pytest.mark.parametrize("hasher", HASHERS)
     def test_a_hash_has_256_bits_and_is_that_of_the_bytes(self, hasher: BlockHasher) -> None:
-        assert len(hasher(b"", (1, 2), ("s",))) == 32
-        data = encode_block(b"p", (1, 2), ("s",))
-        assert sha256_hash(b"p", (1, 2), ("s",)) == hashlib.sha256(data).digest()
-        assert blake2b_hash(b"p", (1, 2), ("s",)) == hashlib.blake2b(data, digest_size=32).digest()
+        ids = pack_ids((1, 2))
+        assert len(hasher(b"", ids, ("s",))) == 32
+        data = encode_block(b"p", ids, ("s",))
+        assert sha256_hash(b"p", ids, ("s",)) == hashlib.sha256(data).digest()
+        assert blake2b_hash(b"p", ids, ("s",)) == hashlib.blake2b(data, digest_size=32).digest()
 
     def test_it_is_the_same_in_every_process(self) -> None:
         """Whatever PYTHONHASHSEED says."""
         code = (
-            "from m6_prefix.block_hash import blake2b_hash;"
-            "print(blake2b_hash(b'', (1, 2, 3), ('salt',)).hex())"
+            "from m6_prefix.block_hash import blake2b_hash, pack_ids;"
+            "print(blake2b_hash(b'', pack_ids((1, 2, 3)), ('salt',)).hex())"
         )
-        expected = blake2b_hash(b"", (1, 2, 3), ("salt",)).hex()
+        expected = blake2b_hash(b"", pack_ids((1, 2, 3)), ("salt",)).hex()
         for seed in ("0", "1"):
             done = subprocess.run(
                 [sys.executable, "-c", code],
@@ -86,8 +95,8 @@ class TestChain:
 
     def test_it_is_the_hash_of_the_parents_hash_and_the_tokens(self) -> None:
         prefix = prefix_of(range(8), "salt")
-        first = blake2b_hash(b"", (0, 1, 2, 3), ("salt",))
-        assert prefix.hash(1) == blake2b_hash(first, (4, 5, 6, 7), ())
+        first = blake2b_hash(b"", pack_ids((0, 1, 2, 3)), ("salt",))
+        assert prefix.hash(1) == blake2b_hash(first, pack_ids((4, 5, 6, 7)), ())
         assert prefix.hash(0) == first
 
     def test_extra_keys_change_every_name(self) -> None:
