@@ -11,6 +11,7 @@ wasted the rest of ``max_model_len``.
 
 from __future__ import annotations
 
+from common.block_log import BlockLog
 from common.request import Sequence
 from common.step_record import BlockEvent
 from m2_batching.plan import BlockCopy
@@ -25,16 +26,17 @@ class KVCacheManager:
         pool: The blocks.
     """
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, *, keep_events: bool = True) -> None:
         """Start with all blocks free.
 
         Args:
             num_blocks: Blocks of the KV tensor.
             block_size: Tokens per block.
+            keep_events: Whether :meth:`drain_events` is asked for them.
         """
         self.block_size, self.pool = block_size, BlockPool(num_blocks)
         self._tables: dict[int, list[KVCacheBlock]] = {}
-        self._events: list[BlockEvent] = []
+        self._log = BlockLog(is_kept=keep_events)
 
     def match_prefix(self, sequence: Sequence) -> int:
         """Leading tokens whose K and V are known already: none before M6."""
@@ -69,9 +71,8 @@ class KVCacheManager:
             return None
         self._tables[sequence.seq_id] = table
         copies = [self._own_copy(sequence, table, i, taken.pop(0)) for i in shared]
-        for block in taken:
-            table.append(block)
-            self._events.append(BlockEvent("alloc", block.block_id, sequence.seq_id))
+        table += taken
+        self._log.add("alloc", [block.block_id for block in taken], sequence.seq_id)
         return copies
 
     def fork(self, parent: Sequence, child: Sequence) -> None:
@@ -80,15 +81,13 @@ class KVCacheManager:
         table = self._tables[parent.seq_id]
         for block in table:
             self.pool.share(block)
-            self._events.append(BlockEvent("share", block.block_id, child.seq_id))
+        self._log.add("share", self.block_ids(parent), child.seq_id)
         self._tables[child.seq_id] = list(table)
 
     def free(self, sequence: Sequence) -> None:
         """Take all blocks of a sequence back, last one first; without any, do nothing."""
-        table = self._tables.pop(sequence.seq_id, [])
-        self.pool.free(reversed(table))
-        for block in reversed(table):
-            self._events.append(BlockEvent("free", block.block_id, sequence.seq_id))
+        self._log.add("free", reversed(self.block_ids(sequence)), sequence.seq_id)
+        self.pool.free(reversed(self._tables.pop(sequence.seq_id, [])))
 
     def block_ids(self, sequence: Sequence, since: int = 0) -> tuple[int, ...]:
         """The sequence's block table from entry ``since`` on."""
@@ -103,9 +102,8 @@ class KVCacheManager:
         return -(-num_tokens // self.block_size)
 
     def drain_events(self) -> tuple[BlockEvent, ...]:
-        """What happened since the last call, for the trace."""
-        events, self._events = tuple(self._events), []
-        return events
+        """What happened since the last call, for the trace; nothing without ``keep_events``."""
+        return self._log.drain()
 
     def check(self) -> None:
         """Assert that reference counts are exactly the tables' entries; O(all tables)."""
@@ -123,6 +121,5 @@ class KVCacheManager:
         old = table[index]
         table[index] = fresh
         self.pool.free([old])
-        event = BlockEvent("copy", fresh.block_id, sequence.seq_id, old.block_id)
-        self._events.append(event)
+        self._log.add_copy(fresh.block_id, sequence.seq_id, source=old.block_id)
         return BlockCopy(old.block_id, fresh.block_id)

@@ -34,7 +34,7 @@ class LLMEngine(StepEngine):
         limits, cache = self.config.scheduler, self.runner.cache
         self.scheduler = Scheduler(
             make_queue(limits.policy),
-            KVCacheManager(cache.num_blocks, cache.block_size),
+            KVCacheManager(cache.num_blocks, cache.block_size, keep_events=self.config.trace),
             max_num_seqs=limits.max_num_seqs,
             max_num_batched_tokens=limits.max_num_batched_tokens,
             long_prefill_token_threshold=limits.long_prefill_token_threshold,

@@ -28,6 +28,7 @@ def make_manager(config: EngineConfig, cache: PagedKVCache) -> KVCacheManager:
         enable_prefix_caching=config.cache.enable_prefix_caching,
         index=INDEXES[config.cache.prefix_index](),
         max_cached_blocks=config.cache.max_cached_blocks,
+        keep_events=config.trace,
     )
 
 

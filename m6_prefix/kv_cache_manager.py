@@ -25,6 +25,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from common.block_log import BlockLog
 from common.request import Sequence
 from common.step_record import BlockEvent
 from m2_batching.plan import BlockCopy
@@ -65,6 +66,7 @@ class KVCacheManager:
         hasher: BlockHasher = blake2b_hash,
         extra_keys: ExtraKeys = salt_keys,
         max_cached_blocks: int | None = None,
+        keep_events: bool = True,
     ) -> None:
         """Start with all blocks free and nothing cached.
 
@@ -76,18 +78,19 @@ class KVCacheManager:
             hasher: Names blocks.
             extra_keys: What besides its tokens a sequence's prefix must share; its cache salt.
             max_cached_blocks: Findable blocks at most, as far as nobody uses them.
+            keep_events: Whether :meth:`drain_events` is asked for them.
         """
         self.block_size, self.enable_prefix_caching = block_size, enable_prefix_caching
+        self._log = BlockLog(is_kept=keep_events)
         self.pool = BlockPool(
             num_blocks,
             HashIndex() if index is None else index,
             max_cached_blocks=max_cached_blocks,
-            on_evict=lambda block_id: self._events.append(BlockEvent("evict", block_id)),
+            on_evict=lambda block_id: self._log.add("evict", [block_id], None),
         )
         self._known = KnownSequences(block_size, hasher, extra_keys)
         self._tables: dict[int, list[KVCacheBlock]] = {}
         self._published: dict[int, int] = {}  # leading blocks of each table that are findable
-        self._events: list[BlockEvent] = []
         self._match: _Match | None = None
 
     def match_prefix(self, sequence: Sequence) -> int:
@@ -115,7 +118,7 @@ class KVCacheManager:
         match = self._match
         if match is None or match.seq_id != sequence.seq_id:
             return ()
-        return tuple(block.block_id for block in match.blocks)
+        return tuple(_ids(match.blocks))
 
     def allocate_slots(self, sequence: Sequence, num_new_tokens: int) -> list[BlockCopy] | None:
         """Make room for the next ``num_new_tokens`` of a sequence, or change nothing.
@@ -176,7 +179,7 @@ class KVCacheManager:
         table = self._tables[parent.seq_id]
         for block in table:
             self.pool.share(block)
-            self._events.append(BlockEvent("share", block.block_id, child.seq_id))
+        self._log.add("share", _ids(table), child.seq_id)
         self._tables[child.seq_id] = list(table)
         self._published[child.seq_id] = self._published[parent.seq_id]
         if self.enable_prefix_caching:
@@ -197,8 +200,7 @@ class KVCacheManager:
             f"and {sequence.num_computed_tokens} computed"
         )
         self.pool.free(reversed(table))
-        for block in reversed(table):
-            self._events.append(BlockEvent("free", block.block_id, sequence.seq_id))
+        self._log.add("free", reversed(_ids(table)), sequence.seq_id)
 
     def reset_prefix_cache(self) -> bool:
         """Forget all cached content, for a cold start; refused while any of it is in use.
@@ -218,7 +220,7 @@ class KVCacheManager:
 
     def block_ids(self, sequence: Sequence, since: int = 0) -> tuple[int, ...]:
         """The sequence's block table from entry ``since`` on."""
-        return tuple(block.block_id for block in self._tables.get(sequence.seq_id, ())[since:])
+        return tuple(_ids(self._tables.get(sequence.seq_id, [])[since:]))
 
     def num_blocks(self, sequence: Sequence) -> int:
         """Length of the sequence's block table."""
@@ -229,9 +231,8 @@ class KVCacheManager:
         return -(-num_tokens // self.block_size)
 
     def drain_events(self) -> tuple[BlockEvent, ...]:
-        """What happened since the last call, for the trace."""
-        events, self._events = tuple(self._events), []
-        return events
+        """What happened since the last call, for the trace; nothing without ``keep_events``."""
+        return self._log.drain()
 
     def check(self) -> None:
         """Assert that counts are the tables' entries and published blocks are findable; O(all)."""
@@ -256,7 +257,7 @@ class KVCacheManager:
         for i in range(done, full):
             if table[i].block_id not in self.pool.index:  # else a sample that shares it was first
                 self.pool.cache(table[i], table[i - 1] if i else None, prefix, i)
-                self._events.append(BlockEvent("cache", table[i].block_id, sequence.seq_id))
+                self._log.add("cache", [table[i].block_id], sequence.seq_id)
         self._published[sequence.seq_id] = full
         return True
 
@@ -272,7 +273,7 @@ class KVCacheManager:
             return None
         for block in hits:  # first, or a new block could be one of them
             self.pool.share(block)
-            self._events.append(BlockEvent("hit", block.block_id, sequence.seq_id))
+        self._log.add("hit", _ids(hits), sequence.seq_id)
         taken = self._take(sequence, missing)
         assert taken is not None
         self._tables[sequence.seq_id] = table = hits
@@ -307,9 +308,8 @@ class KVCacheManager:
     def _append(
         self, sequence: Sequence, table: list[KVCacheBlock], blocks: list[KVCacheBlock]
     ) -> None:
-        for block in blocks:
-            table.append(block)
-            self._events.append(BlockEvent("alloc", block.block_id, sequence.seq_id))
+        table += blocks
+        self._log.add("alloc", _ids(blocks), sequence.seq_id)
 
     def _own_copy(
         self, sequence: Sequence, table: list[KVCacheBlock], index: int, fresh: KVCacheBlock
@@ -318,9 +318,12 @@ class KVCacheManager:
         old = table[index]
         table[index] = fresh
         self.pool.free([old])
-        event = BlockEvent("copy", fresh.block_id, sequence.seq_id, old.block_id)
-        self._events.append(event)
+        self._log.add_copy(fresh.block_id, sequence.seq_id, source=old.block_id)
         return BlockCopy(old.block_id, fresh.block_id)
+
+
+def _ids(blocks: list[KVCacheBlock]) -> list[int]:
+    return [block.block_id for block in blocks]
 
 
 def _must_compute(sequence: Sequence) -> int:

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from typing import Any
 
 from common.request import Sequence
-from common.step_record import BlockEvent
 from common.stopping import check_stop
 from common.testing.fixtures import TinyModel
 from common.trace import TraceInfo
@@ -79,7 +78,7 @@ class HitManager(KVCacheManager):
         blocks: list[KVCacheBlock] = [self.pool.blocks[i] for i in self.hits]
         for block in blocks:
             self.pool.share(block)
-            self._events.append(BlockEvent("hit", block.block_id, sequence.seq_id))
+            self._log.add("hit", [block.block_id], sequence.seq_id)
         self._tables[sequence.seq_id] = blocks
         return super().allocate_slots(sequence, num_new_tokens)
 

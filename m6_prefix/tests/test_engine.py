@@ -266,3 +266,14 @@ class TestLife:
         assert cached(output) == 0
         assert list(output.outputs[0].token_ids) == tiny.oracle.greedy(tiny.prompts[3], 5)
         engine.manager.check()
+
+
+@pytest.mark.parametrize("stage", ["m3_paged", "m4_flash", "m5_chunked", "m6_prefix"])
+def test_without_a_trace_no_events_pile_up(tiny: TinyModel, stage: str) -> None:
+    """Nobody would ever drain them."""
+    plain, traced = make(tiny, stage, trace=False), make(tiny, stage)
+    for engine in (plain, traced):
+        engine.add_request(tiny.prompts[3], greedy(3))
+        engine.scheduler.schedule()
+    assert plain.scheduler.drain_events() == ()
+    assert len(traced.scheduler.drain_events()) >= 9
