@@ -39,6 +39,7 @@ class LLMEngine(StepEngine):
             cache.num_slots,
             limits.max_num_batched_tokens,
             self.on_token,
+            keep_events=self.config.trace,
         )
         self.runner = PaddedRunner(loaded.model, cache, self.sampler)
         return TraceInfo(self.stage, block_size=self.max_model_len, num_blocks=cache.num_slots)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 
+from common.block_log import BlockLog
 from common.request import Sequence, SequenceStatus
 from common.step_record import BlockEvent
 from m2_batching.plan import ScheduledSequence, SchedulerOutput, StepResult
@@ -57,14 +58,19 @@ class SlotPool:
 
     Attributes:
         size: Slots in all.
-        events: What happened since the last :meth:`drain_events`, for the trace.
+        log: What happened since it was last drained, for the trace.
     """
 
-    def __init__(self, size: int) -> None:
-        """All of ``size`` slots are free."""
+    def __init__(self, size: int, log: BlockLog | None = None) -> None:
+        """All slots are free.
+
+        Args:
+            size: How many there are, at least 1.
+            log: Where events go; a new one where None.
+        """
         assert size >= 1
         self.size = size
-        self.events: list[BlockEvent] = []
+        self.log = BlockLog() if log is None else log
         self._free = list(range(size))
         self._slot_of: dict[int, int] = {}
 
@@ -73,19 +79,18 @@ class SlotPool:
         slot = heapq.heappop(self._free)
         assert seq_id not in self._slot_of, f"sequence {seq_id} has a slot"
         self._slot_of[seq_id] = slot
-        self.events.append(BlockEvent("alloc", slot, seq_id))
+        self.log.add("alloc", [slot], seq_id)
         return slot
 
     def release(self, seq_id: int) -> None:
         """Take the slot of ``seq_id`` back."""
         slot = self._slot_of.pop(seq_id)
         heapq.heappush(self._free, slot)
-        self.events.append(BlockEvent("free", slot, seq_id))
+        self.log.add("free", [slot], seq_id)
 
     def drain_events(self) -> tuple[BlockEvent, ...]:
         """What happened since the last call."""
-        events, self.events = tuple(self.events), []
-        return events
+        return self.log.drain()
 
     @property
     def num_free(self) -> int:
@@ -102,6 +107,8 @@ class Scheduler:
         num_slots: int,
         max_num_batched_tokens: int,
         on_token: OnToken,
+        *,
+        keep_events: bool = True,
     ) -> None:
         """Start with nobody waiting.
 
@@ -111,10 +118,11 @@ class Scheduler:
             max_num_batched_tokens: Tokens of one prefill step, padding included. A longer prompt
                 runs in a step of its own.
             on_token: Called with each sequence that got a token; finishes it if that was the last.
+            keep_events: Whether :meth:`drain_events` is asked for them.
         """
         self.waiting = queue
         self.running: list[Sequence] = []
-        self.slots = SlotPool(num_slots)
+        self.slots = SlotPool(num_slots, BlockLog(is_kept=keep_events))
         self.max_num_batched_tokens = max_num_batched_tokens
         self._on_token = on_token
         self._finished: list[int] = []
@@ -175,7 +183,7 @@ class Scheduler:
         sequence.finish(SequenceStatus.FINISHED_ABORTED)
 
     def drain_events(self) -> tuple[BlockEvent, ...]:
-        """Slots taken and returned since the last call, for the trace."""
+        """Slots taken and returned since the last call; nothing without ``keep_events``."""
         return self.slots.drain_events()
 
     def shrink(self, num_slots: int) -> tuple[int, ...]:
@@ -189,9 +197,7 @@ class Scheduler:
         preempted = tuple(sequence.seq_id for sequence in self.running)
         for sequence in reversed(list(self.running)):
             self._preempt(sequence)
-        events = self.slots.events
-        self.slots = SlotPool(num_slots)
-        self.slots.events = events
+        self.slots = SlotPool(num_slots, self.slots.log)
         return preempted
 
     def _admit(self, preempted: list[int]) -> list[ScheduledSequence]:

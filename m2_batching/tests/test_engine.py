@@ -218,3 +218,13 @@ def test_options_of_later_stages_are_refused(tiny: TinyModel) -> None:
         make(tiny, block_size=16)
     with pytest.raises(UnsupportedOptionError, match="'use_cache': it ended with m1_basic"):
         make(tiny, use_cache=False)
+
+
+def test_without_a_trace_no_events_pile_up(tiny: TinyModel) -> None:
+    """Nobody would ever drain them."""
+    plain, traced = make(tiny, trace=False), make(tiny, trace=True)
+    for engine in (plain, traced):
+        engine.add_request(tiny.prompts[0], greedy(3))
+        engine.scheduler.schedule()
+    assert plain.scheduler.drain_events() == ()
+    assert [event.kind for event in traced.scheduler.drain_events()] == ["alloc"]
