@@ -6,13 +6,30 @@ Importing this module needs Triton; the engine does so only on a GPU. Same meani
 
 from __future__ import annotations
 
+from typing import Protocol, runtime_checkable
+
 from torch import Tensor, nn
 
 from common.model.interfaces import KVSink
-from m4_flash.gemv_linear import GemvLinear
 from m4_flash.kernels.activation import silu_mul
 from m4_flash.kernels.norm import add_rms_norm, rms_norm
 from m4_flash.kernels.rope import qk_norm_rope
+
+
+@runtime_checkable
+class GatedProduct(Protocol):
+    """A merged (gate, up) that applies SwiGLU itself for some x: one launch, no rounding between.
+
+    :class:`m4_flash.gemv_linear.GemvLinear` is one; layers of other formats may be.
+    """
+
+    def suits(self, x: Tensor) -> bool:
+        """Whether :meth:`silu_mul` takes x; a matter of its shape."""
+        ...
+
+    def silu_mul(self, x: Tensor) -> Tensor:
+        """``silu(gate) · up``: ``[..., in_features]`` to ``[..., out / 2]``."""
+        ...
 
 
 class TritonOps:
@@ -52,7 +69,7 @@ class TritonOps:
 
     def mlp_gate_up(self, gate_up: nn.Module, x: Tensor) -> Tensor:
         """The merged projection and ``silu(gate) · up``: one launch for few rows, else two."""
-        if isinstance(gate_up, GemvLinear) and gate_up.suits(x):
+        if isinstance(gate_up, GatedProduct) and gate_up.suits(x):
             return gate_up.silu_mul(x)
         gate, up = gate_up(x)
         return silu_mul(gate, up, pdl=self.pdl)

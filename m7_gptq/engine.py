@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 
 from common.errors import ConfigError
@@ -13,7 +16,7 @@ from m0_init.loader import LoadedModel, resolve_device
 from m2_batching.step_engine import StepEngine
 from m3_paged.scheduler import check_seats
 from m4_flash.assembly import assemble, load_fused
-from m4_flash.devices import has_triton
+from m4_flash.devices import has_triton, supports_pdl
 from m4_flash.runner import FlashRunner
 from m5_chunked.overlap import choose_loop
 from m5_chunked.scheduler import Scheduler
@@ -41,7 +44,8 @@ class LLMEngine(StepEngine):
             ConfigError: The layers asked for are not installed, or there is nothing for them.
         """
         device, backend = resolve_device(self.config.device), self.config.linear_backend
-        layer = layer_for(device, backend)
+        pdl = self.config.programmatic_launch
+        layer = layer_for(device, backend, pdl=pdl)
         folder = resolve_model(self.config.model)
         if is_quantised(folder, ModelConfig.from_pretrained(folder)):
             loaded = load_fused(self.config, linear=gptq_linear(folder, layer))
@@ -53,7 +57,7 @@ class LLMEngine(StepEngine):
             loaded = load_fused(self.config)
         if self.config.head_bits is not None:
             # auto-gptq's layers have no lookup of rows: the head is ours beside them.
-            ours = layer if backend != "auto_gptq" else layer_for(device)
+            ours = layer if backend != "auto_gptq" else layer_for(device, pdl=pdl)
             round_head(loaded.model, ours)
         return loaded
 
@@ -94,14 +98,17 @@ class LLMEngine(StepEngine):
         check_seats(request, self.config.scheduler.max_num_seqs)
 
 
-def layer_for(device: torch.device, backend: str = "auto") -> type[GPTQLinear]:
-    """The class of quantised layers.
+def layer_for(
+    device: torch.device, backend: str = "auto", *, pdl: bool = True
+) -> Callable[..., GPTQLinear]:
+    """What makes quantised layers, of the arguments of :class:`GPTQLinear`.
 
     Args:
         device: Where they will be.
         backend: ``auto`` takes the fused kernels on a GPU and elsewhere the reference, which
             unpacks and multiplies; ``torch`` always takes the reference, ``auto_gptq`` the layers
             of that package.
+        pdl: Whether the device may launch programmatically, if it can.
 
     Raises:
         ConfigError: The package is not installed.
@@ -115,5 +122,5 @@ def layer_for(device: torch.device, backend: str = "auto") -> type[GPTQLinear]:
     if fused:  # gpu-only: m7_gptq/tests/test_gpu.py::test_the_engine_takes_the_fused_layers
         from m7_gptq.fused_linear import FusedGPTQLinear
 
-        return FusedGPTQLinear
+        return functools.partial(FusedGPTQLinear, pdl=pdl and supports_pdl(device))
     return GPTQLinear

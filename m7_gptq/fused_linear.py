@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from m7_gptq.kernels.matmul import w4a16_matmul
+from m7_gptq.kernels.gemv import gemv
+from m7_gptq.kernels.matmul import CROSSOVER, w4a16_matmul
 from m7_gptq.kernels.repack import PackedWeight
 from m7_gptq.linear import GPTQLinear
 
@@ -15,9 +18,15 @@ class FusedGPTQLinear(GPTQLinear):
 
     Attributes:
         packed: One weight where the parts share their groups, else one for each part.
+        pdl: Launch programmatically, see :mod:`m4_flash.kernels.launch`.
     """
 
     packed: tuple[PackedWeight, ...] = ()
+
+    def __init__(self, *args: Any, pdl: bool = False, **options: Any) -> None:
+        """Take the base's arguments, and how kernels are launched."""
+        super().__init__(*args, **options)
+        self.pdl = pdl
 
     def loaded(self) -> None:
         """Repack; from then on only the packed tensors are held."""
@@ -33,13 +42,33 @@ class FusedGPTQLinear(GPTQLinear):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """``[..., in_features]`` to ``[..., out]``, or to a tuple of views when ``split``."""
         if self.merged:
-            y = w4a16_matmul(x, self.packed[0], self.bias)
+            y = w4a16_matmul(x, self.packed[0], self.bias, pdl=self.pdl)
             return torch.split(y, list(self.out_sizes), dim=-1) if self.split else y
         biases = [None] * len(self.packed) if self.bias is None else self._biases(self.bias)
         parts = tuple(
-            w4a16_matmul(x, weight, bias) for weight, bias in zip(self.packed, biases, strict=True)
+            w4a16_matmul(x, weight, bias, pdl=self.pdl)
+            for weight, bias in zip(self.packed, biases, strict=True)
         )
         return parts if self.split else torch.cat(parts, dim=-1)
+
+    def suits(self, x: Tensor) -> bool:
+        """Whether :meth:`silu_mul` takes x: few rows, and gate and up in one packed weight."""
+        rows = x.numel() // x.shape[-1]
+        few = rows > 0 and CROSSOVER[self.format.bits].path(rows) == "gemv"
+        return few and self.merged and len(set(self.out_sizes)) == 1 and len(self.out_sizes) == 2
+
+    def silu_mul(self, x: Tensor) -> Tensor:
+        """``silu(gate) · up`` of a merged (gate, up) in one launch; x must suit.
+
+        Args:
+            x: ``[..., in_features]``.
+
+        Returns:
+            ``[..., out / 2]``.
+        """
+        rows = x.reshape(-1, x.shape[-1])
+        y = gemv(rows, self.packed[0], self.bias, gated=True, pdl=self.pdl)
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     def rows(self, ids: Tensor) -> Tensor:
         """Some rows of Ŵ, as an embedding looks them up; ``[..., in_features]``."""

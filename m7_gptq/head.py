@@ -14,6 +14,8 @@ dense matrix lives beside the rounded one while that is made, and is let go.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -43,7 +45,7 @@ class QuantizedEmbedding(nn.Module):
         return self.head.rows(token_ids)
 
 
-def round_head(model: Transformer, layer: type[GPTQLinear] = GPTQLinear) -> None:
+def round_head(model: Transformer, layer: Callable[..., GPTQLinear] = GPTQLinear) -> None:
     """Replace ``lm_head``, and with it a tied embedding, by 8 bits in groups of 128.
 
     An embedding of its own stays: a step reads a row of it per token, whatever its type.

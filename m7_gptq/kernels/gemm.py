@@ -24,9 +24,10 @@ import triton.language as tl
 from torch import Tensor
 
 from common.errors import ConfigError
-from m7_gptq.kernels.gemv import num_sms, scaled_difference
+from m4_flash.kernels.launch import chain, launch_options
+from m7_gptq.kernels.gemv import num_sms
 from m7_gptq.kernels.repack import SLICE, PackedWeight
-from m7_gptq.kernels.tiles import load_grid, load_x, sum_parts
+from m7_gptq.kernels.tiles import difference, load_grid, load_x, sum_parts
 
 DENSE_BLOCK = 64
 """Outputs of a program that dequantises."""
@@ -88,10 +89,9 @@ def _gemm_kernel(
     x_ptr, words_ptr, scales_ptr, zeros_ptr, source_ptr, bias_ptr, out_ptr,
     rows, x_stride, inputs, outputs, tiles, groups,
     BITS: tl.constexpr, WIDTH: tl.constexpr, SLICE: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, SPLITS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     COUNT: tl.constexpr = 32 // BITS
-    HALF: tl.constexpr = 16 // BITS
     TILE: tl.constexpr = SLICE * COUNT
     WHOLE: tl.constexpr = WIDTH % TILE == 0  # a tile is in one group
     split = tl.program_id(2)
@@ -101,6 +101,7 @@ def _gemm_kernel(
     real_n, real_m = n < outputs, m < rows
     row_offsets = m.to(tl.int64)[None, :] * x_stride
     acc = tl.zeros([BLOCK_N, BLOCK_M], dtype=tl.float32)
+    chain(PDL)
     for tile in tl.range(split * tiles // SPLITS, (split + 1) * tiles // SPLITS):
         at = (tile * outputs + n)[:, None] * SLICE + slot[None, :]
         words = tl.load(words_ptr + at, mask=real_n[:, None], other=0)
@@ -114,8 +115,7 @@ def _gemm_kernel(
                 scale, zero = load_grid(scales_ptr, zeros_ptr, group, n, outputs, real_n, BITS)
             places = (tile * TILE + value * SLICE + slot)[:, None]
             x = load_x(x_ptr, source_ptr, row_offsets, places, inputs, real_m[None, :])
-            exact = scaled_difference(words, zero[:, None], value, BITS)
-            exact *= 1.0 / (1 << (value % HALF * BITS))
+            exact = difference(words, zero[:, None], value, BITS)
             part = tl.dot(exact.to(x.dtype), x, part, input_precision="ieee")
         acc += part * scale[:, None]
     if SPLITS == 1:  # noqa: SIM102 (decided when compiling)
@@ -127,7 +127,12 @@ def _gemm_kernel(
 
 
 def gemm(
-    x: Tensor, weight: PackedWeight, bias: Tensor | None = None, config: GemmConfig | None = None
+    x: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None = None,
+    config: GemmConfig | None = None,
+    *,
+    pdl: bool = False,
 ) -> Tensor:
     """``x · Ŵᵀ (+ bias)`` for any number of rows, rounded once; deterministic.
 
@@ -136,6 +141,7 @@ def gemm(
         weight: On the same device.
         bias: ``[out]`` or None.
         config: The launch; by default :func:`default_config`.
+        pdl: Launch programmatically, see :mod:`m4_flash.kernels.launch`.
 
     Returns:
         ``[rows, out]`` in the dtype of ``x``.
@@ -155,11 +161,11 @@ def gemm(
         x, weight.words, weight.scales, weight.zeros, weight.source, bias, target,
         rows, x.stride(0), inputs, outputs, tiles, len(weight.scales),
         BITS=weight.bits, WIDTH=weight.group_width, SLICE=SLICE,
-        BLOCK_N=config.block_n, BLOCK_M=config.block_m, SPLITS=splits,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        BLOCK_N=config.block_n, BLOCK_M=config.block_m, SPLITS=splits, PDL=pdl,
+        num_warps=config.num_warps, num_stages=config.num_stages, **launch_options(pdl),
     )  # fmt: skip
     if splits > 1:
-        sum_parts(target, bias, out)
+        sum_parts(target, bias, out, pdl=pdl)
     return out
 
 
@@ -170,7 +176,6 @@ def _dequantise_kernel(
     BITS: tl.constexpr, WIDTH: tl.constexpr, SLICE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     COUNT: tl.constexpr = 32 // BITS
-    HALF: tl.constexpr = 16 // BITS
     TILE: tl.constexpr = SLICE * COUNT
     WHOLE: tl.constexpr = WIDTH % TILE == 0  # a tile is in one group
     tile = tl.program_id(1)
@@ -183,8 +188,7 @@ def _dequantise_kernel(
         if value == 0 or (not WHOLE and (value * SLICE % WIDTH == 0 or TILE % WIDTH != 0)):
             group = tl.minimum((tile * TILE + value * SLICE) // WIDTH, groups - 1)
             scale, zero = load_grid(scales_ptr, zeros_ptr, group, n, outputs, real, BITS)
-        weights = scaled_difference(words, zero[:, None], value, BITS)
-        weights *= (scale * (1.0 / (1 << (value % HALF * BITS))))[:, None]
+        weights = difference(words, zero[:, None], value, BITS) * scale[:, None]
         places = tile * TILE + value * SLICE + slot
         if source_ptr is not None:
             channels = tl.load(source_ptr + places)

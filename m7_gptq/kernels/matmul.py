@@ -47,12 +47,18 @@ class Crossover:
         return "gemm" if rows <= self.gemm_rows else "dense"
 
 
-CROSSOVER = {4: Crossover(gemv_rows=4, gemm_rows=64), 8: Crossover(gemv_rows=4, gemm_rows=64)}
-"""By bits. Defaults until ``python -m m7_gptq.benchmarks --only kernels`` has measured a device."""
+CROSSOVER = {4: Crossover(gemv_rows=2, gemm_rows=64), 8: Crossover(gemv_rows=1, gemm_rows=64)}
+"""By bits, for the layers of Qwen3-0.6B on an H100; ``python -m m7_gptq.benchmarks --only kernels``
+measures a device."""
 
 
 def w4a16_matmul(
-    x: Tensor, packed: PackedWeight, bias: Tensor | None = None, crossover: Crossover | None = None
+    x: Tensor,
+    packed: PackedWeight,
+    bias: Tensor | None = None,
+    crossover: Crossover | None = None,
+    *,
+    pdl: bool = False,
 ) -> Tensor:
     """``x · Ŵᵀ (+ bias)`` with Ŵ in 4 or 8 bits, on a GPU (or Triton's interpreter).
 
@@ -65,6 +71,8 @@ def w4a16_matmul(
         packed: On the device of ``x``.
         bias: ``[out]`` or None.
         crossover: Which kernel from how many rows on; by default :data:`CROSSOVER`.
+        pdl: Launch our kernels programmatically (:mod:`m4_flash.kernels.launch`); the dense path
+            is launched plainly.
 
     Returns:
         ``[..., out]`` in the dtype of ``x``, contiguous.
@@ -76,9 +84,9 @@ def w4a16_matmul(
     if not len(rows):
         out = x.new_empty(0, packed.out_features)
     elif (path := crossover.path(len(rows))) == "gemv":
-        out = gemv(rows, packed, bias)
+        out = gemv(rows, packed, bias, pdl=pdl)
     elif path == "gemm":
-        out = gemm(rows, packed, bias)
+        out = gemm(rows, packed, bias, pdl=pdl)
     else:
         dense = dequantise(packed, x.dtype)
         out = torch.nn.functional.linear(rows, dense, None if bias is None else bias.to(x.dtype))

@@ -153,14 +153,53 @@ def test_rows_of_a_wider_matrix(product: Product) -> None:
     assert_product(product(x, layer.packed()), x, layer)
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 4])
-@pytest.mark.parametrize(("step_tiles", "warps"), [(1, 1), (8, 8), (8, 4), (2, 4)])
-@pytest.mark.parametrize("splits", [1, 3])
-def test_every_launch(splits: int, step_tiles: int, warps: int, blocks: int) -> None:
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize(("warps", "depth"), [(1, 1), (4, 4), (8, 2), (2, 3), (4, 1)])
+def test_every_launch(warps: int, depth: int, blocks: int) -> None:
+    """All of K in registers, or in groups of chunks, the last one whole or not."""
     layer = layer_on_gpu(2048, 512, group_size=128)
     packed, x = layer.packed(), activations(2, 2048, torch.bfloat16).cuda()
-    config = GemvConfig(blocks, step_tiles, splits, warps)
-    assert_product(gemv(x, packed, None, config), x, layer)
+    assert_product(gemv(x, packed, None, GemvConfig(blocks, warps, depth)), x, layer)
+
+
+@DTYPES
+@pytest.mark.parametrize(("bits", "order"), [(4, "plain"), (4, "act-order"), (8, "plain")])
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_gated(rows: int, bits: int, order: Order, dtype: torch.dtype) -> None:
+    """Gate and up of Qwen3-0.6B, against both halves in float64."""
+    layer = layer_on_gpu(1024, 6144, bits=bits, group_size=128, order=order)
+    packed, x = layer.packed(), activations(rows, 1024, dtype).cuda()
+    gate, up = (x.double() @ layer.dense().double().T).chunk(2, dim=-1)
+    expected = torch.nn.functional.silu(gate) * up
+    out = gemv(x, packed, gated=True)
+    # An error of a half is multiplied by the other half, which may be several deviations.
+    atol = 16 * ABSOLUTE * float(expected.std())
+    torch.testing.assert_close(out.double(), expected, rtol=RELATIVE[dtype], atol=atol)
+
+
+@pytest.mark.skipif("not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0)")
+@pytest.mark.parametrize("crossover", [Crossover(16, 0), Crossover(0, 64)], ids=str)
+def test_a_chain_of_early_launches(crossover: Crossover) -> None:
+    """Each product reads what the one before writes; in a graph, as a step runs them."""
+    weights = [layer_on_gpu(1024, 1024, group_size=128, seed=seed).packed() for seed in range(8)]
+    gates = layer_on_gpu(1024, 2048, group_size=128, seed=8).packed()
+    start = activations(2, 1024, torch.bfloat16).cuda()
+
+    def run(pdl: bool) -> Tensor:
+        x = start
+        for weight in weights:
+            x = (w4a16_matmul(x, weight, None, crossover, pdl=pdl) / 16).tanh()
+            x = (gemv(x, gates, gated=True, pdl=pdl) / 64).tanh()
+            x = w4a16_matmul(x, weight, None, crossover, pdl=pdl) / 16
+        return x
+
+    graph, out = captured(lambda: run(True))
+    for scale in (1.0, -0.5):
+        start.copy_(activations(2, 1024, torch.bfloat16) * scale)
+        plain = run(False)
+        for _ in range(20):
+            graph.replay()
+            assert torch.equal(out, plain)
 
 
 @SHAPES

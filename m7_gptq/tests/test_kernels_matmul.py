@@ -11,7 +11,7 @@ from torch import Tensor
 from common.errors import ConfigError
 from m7_gptq.kernels import gemm as gemm_module
 from m7_gptq.kernels import gemv as gemv_module
-from m7_gptq.kernels import matmul
+from m7_gptq.kernels import matmul, tiles
 from m7_gptq.kernels.gemm import GemmConfig, dequantise, gemm
 from m7_gptq.kernels.gemv import GemvConfig, gemv
 from m7_gptq.kernels.matmul import CROSSOVER, Crossover, w4a16_matmul
@@ -84,18 +84,76 @@ def test_k_cut_between_programs(splits: int, bias: bool) -> None:
     layer, x = stored_layer(180, 8, bits=8, group_size=64), activations(2, 180)
     added = torch.randn(8) if bias else None
     expected = x @ layer.dense().T + (added if added is not None else 0)
-    for step_tiles in (1, 2):
-        config = GemvConfig(1, step_tiles, splits, 1)
-        assert_close(gemv(x, layer.packed(), added, config), expected)
     assert_close(gemm(x, layer.packed(), added, GemmConfig(16, 16, splits, 4, 1)), expected)
 
 
-@pytest.mark.parametrize("blocks", [1, 2, 4])
-@pytest.mark.parametrize("step_tiles", [1, 4])
-def test_every_shape_of_a_program(blocks: int, step_tiles: int) -> None:
-    layer, x = stored_layer(180, 12, bits=8, group_size=32), activations(1, 180)
-    config = GemvConfig(blocks, step_tiles, 1, step_tiles)
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize(("warps", "depth"), [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (1, 8)])
+@pytest.mark.parametrize("order", ["plain", "act-order"])
+def test_every_shape_of_a_program(order: Order, warps: int, depth: int, blocks: int) -> None:
+    """Of 5 tiles and 20 outputs: one group of chunks or several, the last one whole or not."""
+    layer = stored_layer(300, 20, bits=8, group_size=64, order=order)
+    x, bias = activations(2, 300), torch.randn(20)
+    config = GemvConfig(blocks, warps, depth)
+    assert_close(gemv(x, layer.packed(), bias, config), x @ layer.dense().T + bias)
+
+
+@pytest.mark.parametrize("group_size", [16, 32, 48, 64, 128, -1])
+def test_groups_of_a_deep_weight(group_size: int) -> None:
+    """7 tiles of 128: parts of a tile, across tiles, and all of it, in two groups of chunks."""
+    layer, x = stored_layer(848, 8, group_size=group_size), activations(1, 848)
+    config = GemvConfig(1, 2, 2)
     assert_close(gemv(x, layer.packed(), None, config), x @ layer.dense().T)
+
+
+def gated(y: Tensor) -> Tensor:
+    """``silu(gate) · up`` in two steps."""
+    gate, up = y.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate) * up
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("rows", [1, 2, 5])
+@pytest.mark.parametrize("case", CASES[:3] + CASES[5:8], ids=lambda case: "-".join(map(str, case)))
+def test_gated_equals_two_steps(case: Case, rows: int, bias: bool) -> None:
+    """Halves of 4 to 12 outputs: not a whole number of programs."""
+    layer, x = layer_of(case), activations(rows, case[0])
+    added = torch.randn(case[1]) if bias else None
+    expected = gated(x @ layer.dense().T + (added if added is not None else 0))
+    out = gemv(x, layer.packed(), added, gated=True)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gated_over_several_groups_of_chunks() -> None:
+    layer, x = stored_layer(300, 40, bits=8, group_size=64), activations(1, 300)
+    out = gemv(x, layer.packed(), None, GemvConfig(2, 2, 2), gated=True)
+    torch.testing.assert_close(out, gated(x @ layer.dense().T), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("outputs", "config"), [(20, GemvConfig(1, 1, 1)), (4, None)])
+def test_gated_needs_two_blocks(outputs: int, config: GemvConfig | None) -> None:
+    packed = stored_layer(64, outputs, bits=8).packed()
+    if config is None:  # two halves of 2 outputs are fine
+        assert gemv(activations(1, 64), packed, gated=True).shape == (1, 2)
+    else:
+        with pytest.raises(AssertionError, match="blocks=1"):
+            gemv(activations(1, 64), packed, None, config, gated=True)
+
+
+@BOTH
+def test_early_launches_are_asked_for(product: Product, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every kernel, the sum over parts of K too. The interpreter has none to make."""
+    asked: list[bool] = []
+
+    def options(pdl: bool) -> dict[str, bool]:
+        asked.append(pdl)
+        return {}
+
+    for module in (gemv_module, gemm_module, tiles):
+        monkeypatch.setattr(module, "launch_options", options)
+    layer, x = stored_layer(512, 8), activations(2, 512)
+    product(x, layer.packed())
+    assert asked == [False] * (1 if product is gemv else 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -151,9 +209,9 @@ class TestChoice:
         def spy(name: str) -> Product:
             real: Product = getattr(matmul, name)
 
-            def call(*args: object) -> Tensor:
+            def call(*args: object, **options: object) -> Tensor:
                 seen.append(name)
-                return real(*args)
+                return real(*args, **options)
 
             return call
 
@@ -199,21 +257,22 @@ class TestLaunches:
     """Launches depend on shapes, and fill 132 multiprocessors."""
 
     @pytest.mark.parametrize(
-        ("outputs", "inputs", "programs"),
-        [(4096, 1024, 512), (1024, 2048, 128), (6144, 1024, 384), (1024, 3072, 128),
-         (8192, 8192, 512), (1024, 1024, 128)],
+        ("outputs", "tiles", "gated", "expected"),
+        [(4096, 8, False, (1, 4, 2)), (1024, 16, False, (1, 8, 2)), (6144, 8, False, (1, 4, 2)),
+         (6144, 8, True, (2, 4, 2)), (1024, 24, False, (1, 8, 3)), (8192, 64, False, (2, 4, 4)),
+         (151936, 16, False, (2, 4, 4)), (1024, 112, False, (1, 8, 7)), (64, 1, False, (1, 1, 1)),
+         (64, 3, False, (1, 4, 1))],
     )  # fmt: skip
-    def test_one_row(self, outputs: int, inputs: int, programs: int) -> None:
-        config = gemv_module.default_config(1, outputs, inputs // 128, 132)
-        assert outputs // (8 * config.blocks) * config.splits == programs
-        assert config.splits == 1  # no second kernel in a decode step of Qwen3-0.6B
-        assert config.step_tiles == config.num_warps == 8
+    def test_one_row(
+        self, outputs: int, tiles: int, gated: bool, expected: tuple[int, int, int]
+    ) -> None:
+        """At most 8 reads of a thread in flight, in groups of one size."""
+        config = gemv_module.default_config(1, outputs, tiles, 132, gated=gated)
+        assert config == GemvConfig(*expected)
 
-    def test_few_outputs_are_cut(self) -> None:
-        assert gemv_module.default_config(1, 64, 64, 132).splits == 8
-        assert gemv_module.default_config(2, 65536, 64, 132).blocks == 2
-        assert gemv_module.default_config(3, 65536, 64, 132).blocks == 1
-        assert gemv_module.default_config(1, 64, 1, 132) == GemvConfig(1, 1, 1, 1)
+    def test_many_sums_leave_one_block(self) -> None:
+        blocks = [gemv_module.default_config(rows, 65536, 64, 132).blocks for rows in (2, 3)]
+        assert blocks == [2, 1]
 
     @pytest.mark.parametrize(
         ("rows", "outputs", "tiles", "block_m", "splits"),
@@ -226,8 +285,8 @@ class TestLaunches:
         config = gemm_module.default_config(rows, outputs, tiles, 132)
         assert (config.block_m, config.splits) == (block_m, splits)
 
-    @pytest.mark.parametrize("values", [(3, 8, 1, 8), (1, 6, 1, 8), (1, 8, 0, 8), (1, 8, 1, 0)])
-    def test_gemv_ranges(self, values: tuple[int, int, int, int]) -> None:
+    @pytest.mark.parametrize("values", [(4, 8, 1), (0, 8, 1), (1, 6, 1), (1, 64, 1), (1, 8, 0)])
+    def test_gemv_ranges(self, values: tuple[int, int, int]) -> None:
         with pytest.raises(ConfigError, match=r"must be .* got"):
             GemvConfig(*values)
 
