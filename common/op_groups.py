@@ -46,6 +46,7 @@ KERNELS: tuple[tuple[str, Group], ...] = (
     ("_silu_mul_kernel*", "small operations"),
     ("_expand_kernel*", "small operations"),
     ("_append_kernel*", "small operations"),
+    ("_lookup_kernel*", "small operations"),
     ("_read_kernel*", "small operations"),
     ("nvjet_*", "matrix products"),
     ("cublasLt::splitKreduce_kernel*", "matrix products"),

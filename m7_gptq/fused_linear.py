@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from m7_gptq.kernels.gemv import gemv
+from m7_gptq.kernels.lookup import lookup
 from m7_gptq.kernels.matmul import CROSSOVER, w4a16_matmul
 from m7_gptq.kernels.repack import PackedWeight
 from m7_gptq.linear import GPTQLinear
@@ -72,8 +73,8 @@ class FusedGPTQLinear(GPTQLinear):
 
     def rows(self, ids: Tensor) -> Tensor:
         """Some rows of Ŵ, as an embedding looks them up; ``[..., in_features]``."""
-        found = self.packed[0].rows(ids.reshape(-1))
-        return found.reshape(*ids.shape, self.in_features).to(self.dtype)
+        found = lookup(ids.reshape(-1), self.packed[0], self.dtype, pdl=self.pdl)
+        return found.view(*ids.shape, self.in_features)
 
     def _biases(self, bias: Tensor) -> list[Tensor | None]:
         return list(torch.split(bias, list(self.out_sizes)))

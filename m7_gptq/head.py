@@ -69,31 +69,51 @@ def round_head(model: Transformer, layer: Callable[..., GPTQLinear] = GPTQLinear
             f"head_bits needs a matrix of multiples of {per_word(BITS)}, lm_head is "
             f"{hidden} × {vocab}"
         )
-    form = LinearFormat(
-        bits=BITS,
-        group_size=min(GROUP, hidden),
-        form="gptq_v2",
-        scale_dtype=torch.float16,
-        has_g_idx=False,
-        has_bias=False,
-    )
+    form, tensors = rounded(plain_weight(old), QuantSpec(bits=BITS, group_size=GROUP))
     head = layer(
         "lm_head", hidden, (vocab,), False, form, bias=False, dtype=model.dtype, device=model.device
     )
-    plain = old.weight.to_dense() if old.weight.is_mkldnn else old.weight  # M4 packs it on a CPU
-    for name, tensor in _stored(plain).items():
+    for name, tensor in tensors.items():
         head.load_shard(name, 0, tensor)
     model.lm_head = head
     if isinstance(old, TiedHead):
         model.register_module("embed_tokens", QuantizedEmbedding(head))
 
 
-def _stored(weight: Tensor) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's layer, rounded some rows at a time."""
-    parts: dict[str, list[Tensor]] = {"qweight": [], "qzeros": [], "scales": []}
-    for rows in torch.split(weight.detach(), ROWS):
-        ints, scales, zeros = nearest(rows.float(), QuantSpec(bits=BITS, group_size=GROUP))
-        parts["qweight"].append(pack_rows(ints.T, BITS))
-        parts["qzeros"].append(pack_zeros(zeros.T, BITS, "gptq_v2"))
+def plain_weight(layer: DenseLinear | TiedHead) -> Tensor:
+    """``[out, in]`` in rows, also where M4 has rearranged it for a CPU."""
+    weight = layer.weight.detach()
+    return weight.to_dense() if weight.is_mkldnn else weight
+
+
+def rounded(
+    weight: Tensor, spec: QuantSpec, *, has_bias: bool = False
+) -> tuple[LinearFormat, dict[str, Tensor]]:
+    """What a checkpoint would hold of a layer that is rounded to nearest, some rows at a time.
+
+    Args:
+        weight: ``[out, in]`` floats, both multiples of a word's values.
+        spec: Bits and groups; ``desc_act`` means nothing here.
+        has_bias: What the format says of a bias; none is among the tensors.
+
+    Returns:
+        The format, and ``qweight``, ``qzeros`` and ``scales`` on the weight's device.
+
+    Raises:
+        CheckpointError: A weight is not finite.
+    """
+    bits, parts = spec.bits, dict[str, list[Tensor]](qweight=[], qzeros=[], scales=[])
+    for rows in torch.split(weight, ROWS):
+        ints, scales, zeros = nearest(rows.float(), spec)
+        parts["qweight"].append(pack_rows(ints.T, bits))
+        parts["qzeros"].append(pack_zeros(zeros.T, bits, "gptq_v2"))
         parts["scales"].append(scales.T)
-    return {name: torch.cat(tensors, dim=1) for name, tensors in parts.items()}
+    form = LinearFormat(
+        bits=bits,
+        group_size=spec.group(weight.shape[1]),
+        form="gptq_v2",
+        scale_dtype=torch.float16,
+        has_g_idx=False,
+        has_bias=has_bias,
+    )
+    return form, {name: torch.cat(tensors, dim=1) for name, tensors in parts.items()}

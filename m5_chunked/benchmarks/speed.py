@@ -23,6 +23,7 @@ from common.request import SamplingParams
 from common.results import Result, Row, make_result, row
 from common.serve import run_batch
 from common.workload import Workload, fixed, random_lengths
+from m2_batching.step_engine import StepEngine
 from m4_flash.backends.select import BACKENDS
 from m4_flash.benchmarks.engines import announce, model_of, model_shape, release, usable
 from m5_chunked.benchmarks.variants import Labels
@@ -179,7 +180,7 @@ def stream_name(size: Sizes) -> str:
     return f"1x{size.prompt}+{size.steps}"
 
 
-def stream(engine: LLMEngine, size: Sizes, new_tokens: int | None = None) -> tuple[float, float]:
+def stream(engine: StepEngine, size: Sizes, new_tokens: int | None = None) -> tuple[float, float]:
     """Seconds to the first token of one prompt, and per step of the rest, sampled."""
     count = new_tokens or size.steps + 1
     params = SamplingParams(temperature=0.6, max_tokens=count, ignore_eos=True)

@@ -31,7 +31,6 @@ from m7_gptq.packing import (
     Format,
     pack_columns,
     per_word,
-    pick_columns,
     unpack_columns,
     unpack_rows,
     unpack_zeros,
@@ -178,24 +177,6 @@ class PackedWeight:
             channels = torch.empty_like(places)
             channels[self.source[places].long()] = places
         return placed[channels], unpack_columns(self.zeros, self.bits), channels // self.group_width
-
-    def rows(self, outputs: Tensor) -> Tensor:
-        """Some rows of Ŵ, in plain PyTorch. For a weight without act-order.
-
-        64 bytes of a tile belong to one output, so each row is read in runs of that length.
-
-        Args:
-            outputs: ``[n]`` int64, output channels.
-
-        Returns:
-            ``[n, in]`` float32, contiguous.
-        """
-        assert self.source is None, "a row's inputs would have to be put back into their order"
-        ints = unpack_tiles(self.words[:, outputs], self.bits)[: self.in_features].float()
-        groups = torch.arange(self.in_features, device=ints.device) // self.group_width
-        ints -= pick_columns(self.zeros, outputs, self.bits).float()[groups]
-        ints *= self.scales[:, outputs].float()[groups]
-        return ints.T.contiguous()  # kernels read a row at a time
 
     def dequantised(self) -> Tensor:
         """Ŵ, ``[out, in]`` float32, in plain PyTorch: what the kernels are tested against."""

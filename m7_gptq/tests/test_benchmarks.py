@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from common.model.linear import DenseLinear
+from common.results import Result, read_result
 from common.testing.checkpoints import tiny_config, write_checkpoint
+from common.workload import DEFAULT_VOCAB
 from m1_basic.benchmarks.command import bench
-from m7_gptq.benchmarks import accuracy, kept
+from m6_prefix.engine import LLMEngine as M6Engine
+from m7_gptq.benchmarks import accuracy, kept, stream
 from m7_gptq.benchmarks.accuracy import cases
+from m7_gptq.benchmarks.rounded import RoundedEngine
+from m7_gptq.linear import GPTQLinear
+
+VOCAB = -(-DEFAULT_VOCAB // 4) * 4
 
 
 def test_accuracy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,3 +129,64 @@ def test_every_case_is_another_one() -> None:
     assert all(case in found for case in short)
     assert all(case.spec.bits == 4 for case in found)
     assert not any(case.method == "rtn" and case.spec.desc_act for case in found)
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """Of the stream benchmark, with a model that has biases."""
+    folder = tmp_path_factory.mktemp("stream")
+    config = tiny_config("qwen2", layers=2, hidden=64, heads=2, kv_heads=1, vocab=VOCAB)
+    model = write_checkpoint(folder / "model", config, tokenizer=True)
+    argv = ["--smoke", "--model", str(model), "--device", "cpu", "--out", str(folder / "out")]
+    assert bench("m7_gptq", ("stream",), [*argv, "--dtype", "float32", "--repeat", "1"]) == 0
+    (file,) = (folder / "out").rglob("m7_gptq-stream.json")
+    return read_result(file)
+
+
+class TestStream:
+    def test_every_engine_serves_a_stream_and_batches(self, result: Result) -> None:
+        times = {(r["engine"], r["batch"]): r["median"] for r in result.select(metric="step_time")}
+        names = {stream.CUBLAS, stream.BEST, stream.FOUR, stream.EIGHT}
+        assert set(times) == {(name, 1) for name in names} | {
+            (name, 2) for name in names - {stream.CUBLAS}
+        }
+        for found in result.select(metric="speedup"):
+            ours, theirs = (times[found[key], found["batch"]] for key in ("engine", "over"))
+            assert found["median"] == pytest.approx(theirs / ours)
+        assert len(result.select(metric="speedup", over=stream.CUBLAS)) == 2
+        assert len(result.select(metric="speedup", over=stream.BEST)) == 4
+
+    def test_bytes_are_those_of_the_layers(self, result: Result) -> None:
+        (dense,) = result.select(metric="linear_bytes", engine=stream.BEST)
+        (four,) = result.select(metric="linear_bytes", engine=stream.FOUR)
+        # Hidden 64, inner 96, q 64, k and v 32 each: words, a group's scale and zero, g_idx.
+        matrices = [(64, 128), (64, 64), (64, 192), (96, 64)]
+        assert dense["median"] == 2 * 4 * sum(a * b for a, b in matrices)
+        parts = {(64, 128): 3, (64, 64): 1, (64, 192): 2, (96, 64): 1}
+        packed = sum(a * b // 2 + b * 2 + b // 2 + 4 * a * parts[a, b] for a, b in matrices)
+        assert four["median"] == 2 * packed
+        whole = {r["engine"]: r["median"] for r in result.select(metric="weight_bytes")}
+        assert whole[stream.EIGHT] < whole[stream.FOUR] < whole[stream.BEST]
+
+    def test_the_rounded_model_says_what_its_weights_say(self, tmp_path: Path) -> None:
+        """Merged layers are cut into their parts, with their biases."""
+        config = tiny_config("qwen2", layers=1, hidden=64, heads=2, kv_heads=1)
+        model = write_checkpoint(tmp_path, config, tokenizer=True)
+        options: dict[str, Any] = {"device": "cpu", "dtype": "float32", "num_blocks": 16}
+        ours, theirs = (
+            engine.model.get_submodule("layers.0.attn.qkv")
+            for engine in (
+                RoundedEngine(model, **options),
+                M6Engine(model, linear_backend="torch", **options),
+            )
+        )
+        assert isinstance(ours, GPTQLinear)
+        assert isinstance(theirs, DenseLinear)
+        apart = (ours.dequantised(0, 128).T - theirs.weight).abs().max()
+        assert 0 < apart < 0.1 * theirs.weight.abs().max()
+        assert ours.bias is not None
+        assert theirs.bias is not None
+        assert torch.equal(ours.bias, theirs.bias)
+
+    def test_the_summary(self, result: Result) -> None:
+        assert stream.summary(result).startswith("m7_gptq stream: ")

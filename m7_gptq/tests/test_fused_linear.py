@@ -17,6 +17,7 @@ from m4_flash.ops import TritonOps
 from m7_gptq import engine, fused_linear
 from m7_gptq.fused_linear import FusedGPTQLinear
 from m7_gptq.kernels import matmul
+from m7_gptq.kernels.gemv import gemv
 from m7_gptq.linear import GPTQLinear, gptq_linear
 from m7_gptq.tests.kernel_cases import packed_bytes
 from m7_gptq.tests.samples import FIXTURES, PUBLISHED
@@ -94,7 +95,7 @@ class TestGated:
     def test_equals_two_steps(
         self, name: str, lead: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        layer, seen, real = self.layer(name), list[bool](), fused_linear.gemv
+        layer, seen, real = self.layer(name), list[bool](), gemv
         assert layer.merged
 
         def spy(*args: Any, **options: Any) -> Tensor:

@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from common.request import SamplingParams
+from common.results import read_result
 from common.testing.fixtures import TinyModel
+from m1_basic.benchmarks.command import bench
+from m7_gptq.benchmarks import stream
 from m7_gptq.engine import LLMEngine
 from m7_gptq.fused_linear import FusedGPTQLinear
 from m7_gptq.tests.kernel_cases import packed_bytes
@@ -58,6 +61,16 @@ def test_an_output_matrix_of_eight_bits(quantised: Path, tiny: TinyModel, eager:
     assert type(ours.model.lm_head) is FusedGPTQLinear
     theirs = LLMEngine(quantised, device="cpu", **options)
     assert ids(ours, tiny.prompts) == ids(theirs, tiny.prompts)
+
+
+def test_stream_benchmark(tmp_path: Path) -> None:
+    argv = ["--smoke", "--model", "qwen3-0.6b-random", "--device", "cuda", "--out", str(tmp_path)]
+    assert bench("m7_gptq", ("stream",), [*argv, "--repeat", "1"]) == 0
+    (path,) = tmp_path.glob("*/m7_gptq-stream.json")
+    result = read_result(path)
+    bytes_of = {row["engine"]: row["median"] for row in result.select(metric="linear_bytes")}
+    assert bytes_of[stream.FOUR] < 0.3 * bytes_of[stream.BEST]
+    assert len(result.select(metric="peak_memory")) == 4
 
 
 def test_bfloat16_runs_and_memory_is_that_of_four_bits(quantised: Path, tiny: TinyModel) -> None:

@@ -17,9 +17,11 @@ from torch import Tensor
 from common.profiling import profile_kernels
 from common.results import read_result
 from m1_basic.benchmarks.command import bench
+from m4_flash.devices import supports_pdl
 from m4_flash.tests.op_cases import captured
 from m7_gptq.kernels.gemm import dequantise, gemm
 from m7_gptq.kernels.gemv import GemvConfig, gemv
+from m7_gptq.kernels.lookup import lookup
 from m7_gptq.kernels.matmul import Crossover, w4a16_matmul
 from m7_gptq.tests.kernel_cases import Order, StoredLayer, activations, stored_layer
 
@@ -225,12 +227,24 @@ def test_an_output_head_in_8_bits() -> None:
     assert_product(w4a16_matmul(x, packed), x, layer)
 
 
+@pytest.mark.parametrize("pdl", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("bits", [4, 8])
+def test_lookup(bits: int, dtype: torch.dtype, pdl: bool) -> None:
+    layer = layer_on_gpu(1000, 328, bits=bits, group_size=128)
+    ids = torch.tensor([0, 327, 5, 5], device="cuda")
+    pdl = pdl and supports_pdl(ids.device)
+    out = lookup(ids, layer.packed(), dtype, pdl=pdl)
+    assert torch.equal(out, layer.dense().to(dtype)[ids])
+
+
 def test_benchmark(tmp_path: Path) -> None:
     command = ["--smoke", "--model", "none", "--device", "cuda", "--out", str(tmp_path)]
     assert bench("m7_gptq", ("kernels",), [*command, "--repeat", "1"]) == 0
     (path,) = tmp_path.glob("*/m7_gptq-kernels.json")
     result = read_result(path)
+    early = {"gemv early", "gemm early"} if supports_pdl(torch.device("cuda")) else set()
     assert {row["kernel"] for row in result.select(metric="time", batch=1, graphs=True)} == {
-        "cublas", "gemv", "gemm", "dense", "read",
+        "cublas", "gemv", "gemm", "dense", "read", *early,
     }  # fmt: skip
     assert all(0 < row["median"] < 0.01 for row in result.select(metric="time"))

@@ -52,13 +52,6 @@ class TestIdentity:
         )
         assert_same(layer, layer.packed())
 
-    @pytest.mark.parametrize("bits", [4, 8])
-    def test_rows_as_an_embedding_reads_them(self, bits: int) -> None:
-        packed = stored_layer(200, 24, bits=bits, group_size=64).packed()
-        ids = torch.tensor([3, 0, 23, 3])
-        assert torch.equal(packed.rows(ids), packed.dequantised()[ids])
-        assert packed.rows(ids).is_contiguous()
-
     @settings(deadline=None)
     @given(st.sampled_from([4, 8]), st.integers(1, 3), st.integers(1, 5), st.integers(0, 99))
     def test_tiles(self, bits: int, tiles: int, outputs: int, seed: int) -> None:
