@@ -112,7 +112,8 @@ def case_rows(name: str, case: Case, args: Namespace) -> list[Row]:
     engine = case.engine(
         args.model, dtype=args.dtype, device=args.device, max_model_len=size.max_model_len,
         max_num_seqs=size.max_num_seqs, max_num_batched_tokens=16_384,
-        num_blocks=-(-size.pool_tokens // 16), attention_backend="triton" if gpu else "sdpa", block_size=16, **case.options,
+        num_blocks=-(-size.pool_tokens // 16), block_size=16,
+        attention_backend="triton" if gpu else "sdpa", **case.options,
     )  # fmt: skip
     if gpu:  # gpu-only: m7_gptq/tests/test_gpu.py::test_stream_benchmark
         torch.cuda.reset_peak_memory_stats(args.device)
