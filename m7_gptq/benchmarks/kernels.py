@@ -36,6 +36,9 @@ from m7_gptq.kernels.repack import PackedWeight
 FUSED = ("gemv", "gemm", "dense")
 """The paths of ``w4a16_matmul``."""
 
+GEMV_ROWS = 4
+"""Rows up to which the GEMV is timed: each number is a kernel of its own to compile."""
+
 EARLY = ("gemv early", "gemm early")
 """The first two, launched before the kernel in front has ended."""
 
@@ -87,17 +90,17 @@ def calls_of(
 ) -> Calls:
     """What each kernel does, once for each copy of the weight; cuBLAS is the first."""
     from m7_gptq.kernels.gemm import dequantise, gemm
-    from m7_gptq.kernels.gemv import MAX_ROWS, gemv
+    from m7_gptq.kernels.gemv import gemv
     from m7_gptq.kernels.read import read_words
 
     linear = torch.nn.functional.linear
     calls: Calls = {"cublas": [lambda w=w: linear(x, w) for w in dense]}
-    if len(x) <= MAX_ROWS:
+    if len(x) <= GEMV_ROWS:
         calls["gemv"] = [lambda w=w: gemv(x, w) for w in weights]
     calls["gemm"] = [lambda w=w: gemm(x, w) for w in weights]
     early = supports_pdl(x.device)
     if early:  # gpu-only: m7_gptq/tests/test_gpu_kernels.py::test_benchmark
-        if len(x) <= MAX_ROWS:
+        if len(x) <= GEMV_ROWS:
             calls["gemv early"] = [lambda w=w: gemv(x, w, pdl=True) for w in weights]
         calls["gemm early"] = [lambda w=w: gemm(x, w, pdl=True) for w in weights]
     calls["dense"] = [lambda w=w: linear(x, dequantise(w, x.dtype)) for w in weights]

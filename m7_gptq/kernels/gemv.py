@@ -105,7 +105,8 @@ def default_config(
     most = MANY_WARPS if blocks == 1 and programs < 2 * num_sms else FEW_WARPS
     warps = min(triton.next_power_of_2(tiles), most)
     chunks = triton.cdiv(tiles, warps)
-    groups = triton.cdiv(chunks, DEPTH // blocks)
+    # Loops over chunks, values and rows are unrolled: 16 rows of 8 chunks compile for minutes.
+    groups = triton.cdiv(chunks, max(1, DEPTH // (blocks * rows)))
     return GemvConfig(blocks, warps, triton.cdiv(chunks, groups))
 
 
@@ -132,8 +133,8 @@ def _load_grids(
     BITS: tl.constexpr, WIDTH: tl.constexpr, SLICE: tl.constexpr, SPAN: tl.constexpr,
     STEP: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """Scales and zero points (float32), ``[BLOCKS, STEP, LANES, 1]``: a pair for each SPAN values
-    of each chunk's words, scale after zero in one tuple.
+    """Grids ``[BLOCKS, STEP, LANES, 1]``, a pair for each SPAN values of each chunk's words: zero
+    point (int32), then scale (float32).
     """  # noqa: D205
     RUNS: tl.constexpr = 32 // BITS // SPAN
     found = ()
@@ -143,8 +144,7 @@ def _load_grids(
             place = (tile * RUNS + run) * SPAN * SLICE
             group = tl.minimum(place // WIDTH, groups - 1)
             scale, zero = load_grid(scales_ptr, zeros_ptr, group, n, outputs, None, BITS)
-            zero = zero.to(tl.float32)[:, :, :, None]
-            found = found + (zero, scale[:, :, :, None])  # noqa: RUF005
+            found = found + (zero[:, :, :, None], scale[:, :, :, None])  # noqa: RUF005
     return found
 
 

@@ -30,7 +30,7 @@ def load_x(x_ptr, source_ptr, row_offsets, places, inputs, mask):
 
 @triton.jit
 def load_grid(scales_ptr, zeros_ptr, group, n, outputs, mask, BITS: tl.constexpr):
-    """Scale and zero point of outputs ``n`` in ``group``, both float32; they broadcast.
+    """Scale (float32) and zero point (int32) of outputs ``n`` in ``group``; they broadcast.
 
     Without a mask all outputs must exist; scales of those that it leaves out are 0.
     """
@@ -43,7 +43,7 @@ def load_grid(scales_ptr, zeros_ptr, group, n, outputs, mask, BITS: tl.constexpr
         scale = tl.load(scales_ptr, mask=mask, other=0.0)
         word = tl.load(zeros_ptr, mask=mask, other=0)
     zero = (word >> (n % COUNT * BITS)) & ((1 << BITS) - 1)
-    return scale.to(tl.float32), zero.to(tl.float32)
+    return scale.to(tl.float32), zero.to(tl.int32)
 
 
 @triton.jit
@@ -51,15 +51,19 @@ def difference(words, zero, VALUE: tl.constexpr, BITS: tl.constexpr, nought=0):
     """``q − zero`` in float32 for value number ``VALUE`` of each word, exact.
 
     No integer is converted: with the exponent of ``2^(23−p)`` above it, an integer at bit p of a
-    float is added to ``2^(23−p)``. ``nought`` is 0; if the compiler cannot know that, it keeps the
-    exponent in a register, and AND and OR become one instruction, which has room for one constant.
+    float is added to ``2^(23−p)``. The zero point gets the same form.
+
+    ``nought`` is 0. If the compiler cannot know that, it keeps the exponent in a register, and AND
+    and OR become one instruction: it has room for one constant.
     """
     HALF: tl.constexpr = 16 // BITS
     P: tl.constexpr = VALUE % HALF * BITS
     if VALUE >= HALF:
         words = words >> 16
-    bits = (words & (((1 << BITS) - 1) << P)) | (nought + ((127 + 23 - P) << 23))
-    return bits.to(tl.float32, bitcast=True) - (zero + (1 << (23 - P)))
+    exponent = nought + ((127 + 23 - P) << 23)
+    q = (words & (((1 << BITS) - 1) << P)) | exponent
+    zero = (zero << P) + exponent
+    return q.to(tl.float32, bitcast=True) - zero.to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -274,6 +274,10 @@ class TestLaunches:
         blocks = [gemv_module.default_config(rows, 65536, 64, 132).blocks for rows in (2, 3)]
         assert blocks == [2, 1]
 
+    @pytest.mark.parametrize(("rows", "depth"), [(1, 8), (2, 4), (4, 2), (8, 1), (16, 1)])
+    def test_many_rows_take_fewer_chunks_at_a_time(self, rows: int, depth: int) -> None:
+        assert gemv_module.default_config(rows, 1024, 64, 132).depth == depth
+
     @pytest.mark.parametrize(
         ("rows", "outputs", "tiles", "block_m", "splits"),
         [(2, 1024, 8, 16, 4), (17, 4096, 8, 32, 4), (64, 1024, 24, 64, 12), (256, 8192, 64, 64, 1),
