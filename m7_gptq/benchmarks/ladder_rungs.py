@@ -155,7 +155,7 @@ def rungs(args: Namespace, size: Sizes, quantised: Path) -> list[Rung]:
         Rung("m6_prefix", dense, partial(M6Engine, args.model, **m6)),
     ]  # fmt: skip
     four = partial(M7Engine, quantised, **m6)
-    if gpu:  # gpu-only: m7_gptq/tests/test_ladder.py::test_on_a_gpu
+    if gpu:
         return [*found, Rung(LAST, FOUR_BITS, four),
                 Rung(LAST, EIGHT_BIT_HEAD, partial(four, head_bits=8))]  # fmt: skip
     return [*found, Rung(LAST, dense, partial(M7Engine, args.model, **m6)),

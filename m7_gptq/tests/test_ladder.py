@@ -13,7 +13,7 @@ from common.outputs import RequestOutput
 from common.results import Result, Row, read_result, row
 from common.serve import run_batch
 from common.testing.conformance import ids_of
-from common.workload import Workload
+from common.workload import Workload, fixed
 from m1_basic.benchmarks.command import bench
 from m2_batching.tests.bench_runs import medians, write_wide_model
 from m4_flash.tests.bench_runs import bench_args, write_half_model
@@ -256,7 +256,7 @@ class TestSizes:
     def test_a_pool_shrinks_as_sequences_end(self) -> None:
         """Two requests of one block, of which one is gone before the other needs its second."""
         workload = Workload("two", 0, tuple(
-            ladder_rungs.fixed(1, length, count).requests[0] for length, count in ((4, 1), (7, 4))
+            fixed(1, length, count).requests[0] for length, count in ((4, 1), (7, 4))
         ))  # fmt: skip
         size = Sizes(workload, 1, workload.subset(1), 16, 1.0)
         assert ladder_rungs.table_pool(size, 8) == 2 * 8

@@ -138,12 +138,25 @@ def _output(directive: Directive, context: PageContext) -> list[str]:
 
 
 def _bench(directive: Directive, context: PageContext) -> list[str]:
-    directive.only("where", "metrics", "across", "spread", "long", "caption")
-    return render_table(context, directive.argument, directive.options)
+    directive.only("where", "metrics", "across", "spread", "long", "caption", "missing")
+    options = dict(directive.options)
+    instead = _instead(options, directive.argument, context)
+    return render_table(context, directive.argument, options) if instead is None else instead
+
+
+def _instead(options: dict[str, str], result: str, context: PageContext) -> list[str] | None:
+    """Take the option ``missing``: its text if a page has it and the run is not there yet."""
+    text = options.pop("missing", None)
+    if text is None or result in context.results.names():
+        return None
+    return [text] if text else []
 
 
 def _figure(directive: Directive, context: PageContext) -> list[str]:
     options = dict(directive.options)
+    instead = _instead(options, options.get("result", ""), context)
+    if instead is not None:
+        return instead
     caption = options.pop("caption", "")
     if not caption:
         raise DocsError(f"figure {directive.argument!r} needs a caption that says what it shows")

@@ -46,7 +46,7 @@ _TABS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("Stages", "stages", tuple(name for stage in STAGES for name in _stage_pages(stage))),
     ("Notebooks", "notebooks", tuple(f"{stage.stem}.md" for stage in STAGES)),
     ("Interview", "interview", ("index.md", "by-stage.md", "by-theme.md", "cards.md")),
-    ("Benchmarks", "benchmarks", ("index.md",)),
+    ("Benchmarks", "benchmarks", ("index.md", "ladder.md")),
     ("Reference", "reference", ("glossary.md", "vllm.md", "targets.md", "plan.md")),
     ("Development", "dev", ("index.md", *(f"milestone_{s.number}.md" for s in STAGES))),
     ("API", "api", ("index.md", "common.md", *(f"{stage.package}.md" for stage in STAGES))),

@@ -179,6 +179,22 @@ def test_benchmarks_page_holds_every_result(context: PageContext) -> None:
     assert "workload fixed: 4 requests" in text
 
 
+@pytest.mark.usefixtures("result_file")
+@pytest.mark.parametrize("directive", ["bench: {}", "figure: bars result={}"])
+def test_a_run_that_is_not_there_may_have_something_in_its_place(
+    context: PageContext, directive: str
+) -> None:
+    absent, there = directive.format("gpu/x"), directive.format(RESULT_NAME)
+    more = "" if directive.startswith("bench") else " metric=ttft by=prompt_tokens caption=TTFT"
+    assert expand(f'<!-- {absent}{more} missing="Not measured." -->', context) == ["Not measured."]
+    assert expand(f'<!-- {absent}{more} missing="" -->', context) == []
+    shown = expand(f'<!-- {there}{more} missing="Not measured." -->', context)
+    assert len(shown) > 3
+    assert "Not measured." not in shown
+    with pytest.raises(DocsError, match="no result file"):
+        expand(f"<!-- {absent}{more} -->", context)
+
+
 def test_benchmarks_page_without_results_says_so(context: PageContext) -> None:
     assert expand("<!-- benchmarks -->", context) == [
         "This checkout holds no result files (`docs/benchmarks/results`)."
