@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,13 @@ from common.outputs import RequestOutput
 from common.results import Result, Row, read_result, row
 from common.serve import run_batch
 from common.testing.conformance import ids_of
-from common.workload import Workload, fixed
+from common.workload import Workload
 from m1_basic.benchmarks.command import bench
 from m2_batching.tests.bench_runs import medians, write_wide_model
-from m4_flash.tests.bench_runs import bench_args, write_half_model
-from m6_prefix.engine import LLMEngine as M6Engine
-from m7_gptq.benchmarks import ladder, ladder_rungs
+from m4_flash.tests.bench_runs import write_half_model
+from m7_gptq.benchmarks import ladder
 from m7_gptq.benchmarks.ladder_gains import derived_rows, summary
-from m7_gptq.benchmarks.ladder_rungs import EIGHT_BIT_HEAD, FOUR_BITS, Sizes, sizes
+from m7_gptq.benchmarks.ladder_rungs import EIGHT_BIT_HEAD, FOUR_BITS, sizes
 from m7_gptq.linear import GPTQLinear
 
 STAGES = ("m1_basic", "m2_batching", "m3_paged", "m4_flash", "m5_chunked", "m6_prefix", "m7_gptq")
@@ -207,84 +205,6 @@ class TestArithmetic:
         assert ladder.rounds(call, 3, slow=60.0) == [0, 1, 2]
         assert ladder.rounds(call, 3, slow=0.0) == [3]
         assert ladder.rounds(call, 2, slow=float("inf")) == [4, 5]
-
-
-class TestSizes:
-    @pytest.mark.parametrize(
-        ("device", "requests", "few", "system"), [("cuda", 64, 4, 256), ("cpu", 12, 12, 64)]
-    )
-    def test_everybody_begins_alike(
-        self, device: str, requests: int, few: int, system: int
-    ) -> None:
-        size = sizes(Namespace(smoke=False, device=device))
-        assert (size.seats, size.few) == (requests, few)
-        assert len(size.served_by("m1_basic").requests) == few
-        assert size.served_by("m2_batching") is size.workload
-        prompts = size.workload.prompts
-        assert len({tuple(prompt[:system]) for prompt in prompts}) == 1
-        assert len({tuple(prompt[system:]) for prompt in prompts}) == requests
-        for item in (*size.workload.requests, *size.stream.requests, *size.warm_up.requests):
-            tokens = len(item.prompt_token_ids) + item.sampling_params.max_tokens
-            assert tokens <= size.max_model_len
-            assert item.arrival == 0.0
-            assert item.sampling_params.ignore_eos
-        assert size.short_stream.prompts == size.stream.prompts
-
-    @pytest.mark.parametrize("lookahead", [0, 1])
-    def test_a_pool_is_as_large_as_the_engine_needs(self, model: Path, lookahead: int) -> None:
-        """By the engine's own count, with either loop; the pool of M3 holds what M5's does."""
-        places = ladder_rungs.chunked_pool(SIZE, 16, lookahead, sharing=True)
-        engine = M6Engine(
-            model, device="cpu", max_model_len=46, max_num_seqs=4, num_blocks=places // 16,
-            overlap=bool(lookahead),
-        )  # fmt: skip
-        pool, most = engine.manager.pool, [0]
-        allocate: Callable[[int], Any] = pool.allocate
-
-        def watched(count: int) -> Any:
-            taken = allocate(count)
-            most.append(pool.num_blocks - pool.num_free)
-            return taken
-
-        pool.allocate = watched  # type: ignore[method-assign]
-        run_batch(engine, SIZE.workload)
-        assert max(most) == pool.num_blocks
-        assert engine.scheduler.num_preemptions == 0
-        alone = ladder_rungs.chunked_pool(SIZE, 16, lookahead, sharing=False)
-        assert alone == ladder_rungs.table_pool(SIZE, 16) == 4 * 48
-
-    def test_a_pool_shrinks_as_sequences_end(self) -> None:
-        """Two requests of one block, of which one is gone before the other needs its second."""
-        workload = Workload("two", 0, tuple(
-            fixed(1, length, count).requests[0] for length, count in ((4, 1), (7, 4))
-        ))  # fmt: skip
-        size = Sizes(workload, 1, workload.subset(1), 16, 1.0)
-        assert ladder_rungs.table_pool(size, 8) == 2 * 8
-        assert ladder_rungs.chunked_pool(size, 8, 1, sharing=False) == 2 * 8
-
-    def test_the_group_size_fits_every_layer(self, model: Path, tmp_path: Path) -> None:
-        args = bench_args(model)
-        assert ladder_rungs.four_bit_copy(args, tmp_path / "four") == 32
-        assert (tmp_path / "four" / "quantize_config.json").is_file()
-
-    def test_rungs_of_a_gpu_end_with_the_fused_forms(
-        self, model: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Nothing is built; our kernels, and a loop that plans one step ahead."""
-        args = bench_args(model)
-        args.device = "cuda"
-        seen: list[int] = []
-        pool = ladder_rungs.chunked_pool
-
-        def watched(size: Sizes, block: int, lookahead: int, *, sharing: bool) -> int:
-            seen.append(lookahead)
-            return pool(size, block, lookahead, sharing=sharing)
-
-        monkeypatch.setattr(ladder_rungs, "chunked_pool", watched)
-        found = ladder_rungs.rungs(args, SIZE, Path("four"))
-        assert [item.stage for item in found] == [*STAGES, "m7_gptq"]
-        assert [item.weights for item in found][-3:] == ["float32", FOUR_BITS, EIGHT_BIT_HEAD]
-        assert seen == [1, 1]
 
 
 @pytest.mark.gpu
