@@ -21,7 +21,7 @@ def output(arrival: float, *times: float) -> RequestOutput:
 
 
 class TestGaps:
-    size = Sizes(2, 4, 8, 64, 2.0, 4.0, (2.0,), 2.0, (16,))
+    size = Sizes(2, 4, 8, 64, 2.0, 4.0, (2.0,), 2.0, (16,), ())
 
     def landing(self) -> Landing:
         """Streams from second 10, the window is [12, 16), long prompts at 12 and 14."""

@@ -10,12 +10,10 @@ took: weights, reserved K and V, and the peak of everything else.
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from common.memory import PeakMemory
@@ -34,10 +32,10 @@ from m7_gptq.benchmarks.ladder_rungs import (
     Labels,
     Rung,
     Sizes,
-    four_bit_copy,
     rungs,
     sizes,
 )
+from m7_gptq.benchmarks.rounded import spec_of
 from m7_gptq.engine import LLMEngine as M7Engine
 
 T = TypeVar("T")
@@ -88,19 +86,18 @@ def run(args: Namespace, notes: list[str]) -> tuple[Result, str]:
         The result and the summary line.
 
     Raises:
-        FoloError: The model cannot be loaded or quantised.
+        FoloError: The model cannot be loaded.
     """
     announce("ladder", args, 150, 240)
     size, rows = sizes(args), list[Row]()
-    with tempfile.TemporaryDirectory() as scratch:
-        quantised = Path(scratch) / "model"
-        group = four_bit_copy(args, quantised)
-        for rung in rungs(args, size, quantised):
-            found = rung_rows(rung, size, args)
-            print(f"  {rung.stage} {rung.weights}: {_in_brief(found)}", flush=True)
-            rows += found
+    for rung in rungs(args, size):
+        found = rung_rows(rung, size, args)
+        print(f"  {rung.stage} {rung.weights}: {_in_brief(found)}", flush=True)
+        rows += found
+    model, dtype = model_of(args)
+    group = spec_of(model).group_size
     config = {
-        "model": args.model, "dtype": model_of(args)[1], "group_size": group,
+        "model": args.model, "dtype": dtype, "group_size": group,
         "max_model_len": size.max_model_len, "max_num_seqs": size.seats,
         "max_num_batched_tokens": BUDGET, "m1_requests": size.few, "stream": size.stream.name,
     }  # fmt: skip

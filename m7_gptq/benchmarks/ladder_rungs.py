@@ -13,13 +13,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from common.model_config import ModelConfig
 from common.request import Request, Sequence
 from common.workload import Workload, fixed, random_lengths
-from m0_init.loader import load
 from m1_basic.engine import LLMEngine as M1Engine
 from m2_batching.engine import LLMEngine as M2Engine
 from m2_batching.plan import SchedulerOutput, StepResult
@@ -29,17 +26,15 @@ from m3_paged.benchmarks.simulate import block_scheduler
 from m3_paged.engine import DEFAULT_BLOCK_SIZE
 from m3_paged.kv_cache_manager import KVCacheManager as TableManager
 from m4_flash.backends.select import BACKENDS
-from m4_flash.benchmarks.engines import m3_engine, m4_engine, model_of, release
+from m4_flash.benchmarks.engines import m3_engine, m4_engine, model_of
 from m5_chunked.engine import LLMEngine as M5Engine
 from m6_prefix.benchmarks.engines import BUDGET, backend, options
 from m6_prefix.benchmarks.simulate import make_scheduler
 from m6_prefix.engine import LLMEngine as M6Engine
 from m6_prefix.hash_index import HashIndex
 from m6_prefix.kv_cache_manager import KVCacheManager as SharingManager
-from m7_gptq.calibrate import quantise_model
-from m7_gptq.checkpoint_writer import check_quantisable, linear_shapes, write_checkpoint
+from m7_gptq.benchmarks.rounded import RoundedEngine
 from m7_gptq.engine import LLMEngine as M7Engine
-from m7_gptq.quantizer import QuantSpec
 
 FIRST, LAST = "m1_basic", "m7_gptq"
 FOUR_BITS = "4-bit"
@@ -124,13 +119,12 @@ class Rung:
     make: Callable[[], Engine]
 
 
-def rungs(args: Namespace, size: Sizes, quantised: Path) -> list[Rung]:
+def rungs(args: Namespace, size: Sizes) -> list[Rung]:
     """Every stage from M1 on, in order; M7 last, as it is used on the device.
 
     Args:
         args: The benchmark's command line.
         size: What will be served.
-        quantised: A 4-bit checkpoint of the same model.
     """
     gpu, dense, name = args.device.startswith("cuda"), model_of(args)[1], backend(args)
     block_size = BACKENDS[name].default_block_size
@@ -154,7 +148,7 @@ def rungs(args: Namespace, size: Sizes, quantised: Path) -> list[Rung]:
         Rung("m5_chunked", dense, partial(M5Engine, args.model, **m5)),
         Rung("m6_prefix", dense, partial(M6Engine, args.model, **m6)),
     ]  # fmt: skip
-    four = partial(M7Engine, quantised, **m6)
+    four = partial(RoundedEngine, args.model, **m6)
     if gpu:
         return [*found, Rung(LAST, FOUR_BITS, four),
                 Rung(LAST, EIGHT_BIT_HEAD, partial(four, head_bits=8))]  # fmt: skip
@@ -214,32 +208,3 @@ def peak_blocks(
             tokens = {item.seq_id: 0 for item in landed.scheduled if item.num_sampled}
             scheduler.update(landed, StepResult(tokens), 0.0)
     return peak
-
-
-def four_bit_copy(args: Namespace, out: Path) -> int:
-    """Write ``--model`` with its linear layers rounded to nearest, 4 bits in groups.
-
-    Speed and bytes are those of any 4-bit checkpoint; GPTQ itself would choose other integers.
-
-    Args:
-        args: The benchmark's command line.
-        out: Folder to make.
-
-    Returns:
-        The group size: 128, or the next smaller one that divides the layers' inputs.
-
-    Raises:
-        FoloError: The model cannot be quantised.
-    """
-    config: ModelConfig = model_of(args)[0]
-    inputs = {each for each, _ in linear_shapes(config).values()}
-    fits = (size for size in (128, 64, 32, 16, 8) if all(each % size == 0 for each in inputs))
-    spec = QuantSpec(bits=4, group_size=next(fits, -1))
-    check_quantisable(config, spec)
-    loaded = load(args.model, dtype=args.dtype, device=args.device)
-    # Rounding looks at no activation: one token will do.
-    linears = quantise_model(loaded.model, [[0]], spec, method="rtn")
-    write_checkpoint(out, loaded.folder, loaded.config, linears, spec)
-    del loaded, linears
-    release(args.device)
-    return spec.group_size

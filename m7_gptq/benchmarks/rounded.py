@@ -7,13 +7,20 @@ from collections.abc import Callable
 import torch
 
 from common.model.linear import DenseLinear
+from common.model_config import ModelConfig
 from m0_init.loader import LoadedModel
+from m7_gptq.checkpoint_writer import linear_shapes
 from m7_gptq.engine import LLMEngine, layer_for
 from m7_gptq.head import plain_weight, rounded
 from m7_gptq.linear import GPTQLinear
 from m7_gptq.quantizer import QuantSpec
 
-SPEC = QuantSpec(bits=4, group_size=128)
+
+def spec_of(config: ModelConfig) -> QuantSpec:
+    """Four bits in groups of 128, or of the next smaller size that divides the layers' inputs."""
+    inputs = {each for each, _ in linear_shapes(config).values()}
+    fits = (size for size in (128, 64, 32, 16, 8) if all(each % size == 0 for each in inputs))
+    return QuantSpec(bits=4, group_size=next(fits, -1))
 
 
 class RoundedEngine(LLMEngine):
@@ -22,20 +29,25 @@ class RoundedEngine(LLMEngine):
     def load(self) -> LoadedModel:
         """As the base, then round; one dense matrix at a time is let go."""
         loaded = super().load()
+        spec = spec_of(loaded.config)
         make = layer_for(
             loaded.device, self.config.linear_backend, pdl=self.config.programmatic_launch
         )
         for parent in loaded.model.layers.modules():
             for name, old in list(parent.named_children()):
                 if isinstance(old, DenseLinear):
-                    setattr(parent, name, self._rounded(old, make, loaded))
+                    setattr(parent, name, self._rounded(old, make, loaded, spec))
         return loaded
 
     def _rounded(
-        self, old: DenseLinear, make: Callable[..., GPTQLinear], loaded: LoadedModel
+        self,
+        old: DenseLinear,
+        make: Callable[..., GPTQLinear],
+        loaded: LoadedModel,
+        spec: QuantSpec,
     ) -> GPTQLinear:
         weight = plain_weight(old)
-        form, tensors = rounded(weight, SPEC, has_bias=old.bias is not None)
+        form, tensors = rounded(weight, spec, has_bias=old.bias is not None)
         layer = make(
             old.prefix, weight.shape[1], old.out_sizes, old.split, form,
             bias=old.bias is not None, dtype=loaded.dtype, device=loaded.device,

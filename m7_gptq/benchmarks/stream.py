@@ -5,7 +5,8 @@ products (cuBLAS), M7 with 4-bit layers, and with an 8-bit output matrix too. Al
 prompt. Two of them also serve batches, while everybody decodes: where a step of M7 is no longer
 shorter is where four bits have stopped to gain.
 
-The 4-bit model is the dense one rounded to nearest in groups of 128: time depends on shapes alone.
+The 4-bit model is the dense one rounded to nearest, in groups of 128 where that divides its layers:
+time depends on shapes alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from common.workload import fixed
 from m4_flash.benchmarks.engines import announce, model_of, release
 from m5_chunked.benchmarks.speed import Sizes, stream
 from m6_prefix.engine import LLMEngine as M6Engine
-from m7_gptq.benchmarks.rounded import SPEC, RoundedEngine
+from m7_gptq.benchmarks.rounded import RoundedEngine, spec_of
 from m7_gptq.engine import LLMEngine
 
 BEST, CUBLAS = "m6 bf16", "m6 bf16, PyTorch's products"
@@ -97,9 +98,10 @@ def run(args: Namespace, notes: list[str]) -> tuple[Result, str]:
     for name, case in CASES.items():
         rows += case_rows(name, case, args)
     rows += speedups(rows)
+    model, dtype = model_of(args)
     result = make_result(
         "m7_gptq", "stream", rows, device=args.device,
-        config={"model": args.model, "dtype": model_of(args)[1], "group_size": SPEC.group_size},
+        config={"model": args.model, "dtype": dtype, "group_size": spec_of(model).group_size},
         notes=[*notes, STEP_NOTE, SPEEDUP_NOTE, MEMORY_NOTE],
     )  # fmt: skip
     return result, summary(result)

@@ -159,11 +159,13 @@ class TestStream:
     def test_bytes_are_those_of_the_layers(self, result: Result) -> None:
         (dense,) = result.select(metric="linear_bytes", engine=stream.BEST)
         (four,) = result.select(metric="linear_bytes", engine=stream.FOUR)
-        # Hidden 64, inner 96, q 64, k and v 32 each: words, a group's scale and zero, g_idx.
+        # Hidden 64, inner 96, q 64, k and v 32 each, groups of 32: words, scales and zeros, g_idx.
         matrices = [(64, 128), (64, 64), (64, 192), (96, 64)]
         assert dense["median"] == 2 * 4 * sum(a * b for a, b in matrices)
         parts = {(64, 128): 3, (64, 64): 1, (64, 192): 2, (96, 64): 1}
-        packed = sum(a * b // 2 + b * 2 + b // 2 + 4 * a * parts[a, b] for a, b in matrices)
+        packed = sum(
+            a * b // 2 + a // 32 * (b * 2 + b // 2) + 4 * a * parts[a, b] for a, b in matrices
+        )
         assert four["median"] == 2 * packed
         whole = {r["engine"]: r["median"] for r in result.select(metric="weight_bytes")}
         assert whole[stream.EIGHT] < whole[stream.FOUR] < whole[stream.BEST]

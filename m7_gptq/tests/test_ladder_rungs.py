@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from common.model_config import ModelConfig
+from common.qwen3 import QWEN3_0_6B
 from common.serve import run_batch
 from common.workload import Workload, fixed
 from m2_batching.tests.bench_runs import write_wide_model
@@ -21,6 +23,7 @@ from m6_prefix.hash_index import HashIndex
 from m6_prefix.kv_cache_manager import KVCacheManager
 from m7_gptq.benchmarks import ladder_rungs
 from m7_gptq.benchmarks.ladder_rungs import EIGHT_BIT_HEAD, FOUR_BITS, Sizes, sizes
+from m7_gptq.benchmarks.rounded import spec_of
 
 SIZE = sizes(Namespace(smoke=True))
 STAGES = ["m1_basic", "m2_batching", "m3_paged", "m4_flash", "m5_chunked", "m6_prefix", "m7_gptq"]
@@ -84,10 +87,9 @@ def test_a_pool_shrinks_as_sequences_end() -> None:
     assert ladder_rungs.chunked_pool(size, 8, 1, sharing=False) == 2 * 8
 
 
-def test_the_group_size_fits_every_layer(model: Path, tmp_path: Path) -> None:
-    args = bench_args(model)
-    assert ladder_rungs.four_bit_copy(args, tmp_path / "four") == 32
-    assert (tmp_path / "four" / "quantize_config.json").is_file()
+def test_the_group_size_fits_every_layer(model: Path) -> None:
+    assert spec_of(ModelConfig.from_pretrained(model)).group_size == 32
+    assert spec_of(QWEN3_0_6B).group_size == 128
 
 
 def test_rungs_of_a_gpu_end_with_the_fused_forms(
@@ -104,7 +106,7 @@ def test_rungs_of_a_gpu_end_with_the_fused_forms(
         return pool(size, block, lookahead, sharing=sharing)
 
     monkeypatch.setattr(ladder_rungs, "chunked_pool", watched)
-    found = ladder_rungs.rungs(args, SIZE, Path("four"))
+    found = ladder_rungs.rungs(args, SIZE)
     assert [item.stage for item in found] == [*STAGES, "m7_gptq"]
     assert [item.weights for item in found][-3:] == ["float32", FOUR_BITS, EIGHT_BIT_HEAD]
     assert seen == [1, 1]
