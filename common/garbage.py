@@ -13,10 +13,11 @@ import gc
 
 @functools.cache
 def freeze_imports() -> None:
-    """Freeze what exists now; once per process, when an engine has imported what it needs.
+    """Freeze what exists now; once per process, just before the first engine is made.
 
     Only the first call does anything: what a later one would freeze, an engine before it for
-    example, may well become garbage.
+    example, may well become garbage. For the same reason the first engine must not exist yet: its
+    parts refer to each other, and a circle with one frozen object is never collected.
     """
     gc.collect()
     gc.freeze()

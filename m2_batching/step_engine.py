@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Seq
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from tqdm import tqdm
@@ -67,6 +67,11 @@ class StepEngine(ABC):
             ]
         )
 
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """Freeze before there is an engine: one that is frozen itself would never be freed."""
+        freeze_imports()
+        return super().__new__(cls)
+
     def __init__(self, model: str | Path = "smollm2", **options: Any) -> None:
         """Load the model and reserve memory.
 
@@ -79,7 +84,6 @@ class StepEngine(ABC):
             FoloError: A child that says which option, file or size is wrong.
         """
         self.config = EngineConfig.from_options(self.stage, {"model": str(model), **options})
-        freeze_imports()
         loaded = self.load()
         self.model, self.tokenizer, self.device = loaded.model, loaded.tokenizer, loaded.device
         self.max_model_len = loaded.config.resolve_max_model_len(self.config.max_model_len)
