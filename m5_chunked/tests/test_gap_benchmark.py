@@ -88,7 +88,7 @@ class TestGaps:
 
     @pytest.mark.parametrize(
         ("device", "smoke", "counts"),
-        [("cuda", False, (24, 60, 6, 0)), ("cpu", False, (2,)), ("cpu", True, (2, 0))],
+        [("cuda", False, (12, 30, 3, 0)), ("cpu", False, (2,)), ("cpu", True, (2, 0))],
     )
     def test_sizes(self, device: str, smoke: bool, counts: tuple[int, ...]) -> None:
         size = gaps.sizes(Namespace(smoke=smoke, device=device))
@@ -103,8 +103,15 @@ class TestGaps:
         size = gaps.sizes(Namespace(smoke=False, device="cuda"))
         requests = size.workload(0.25).requests
         lengths = [len(item.prompt_token_ids) for item in requests]
-        assert lengths == [128] * 32 + [8192] * 24
+        assert lengths == [128] * 32 + [8192] * 12
         assert requests[-1].arrival - requests[-2].arrival == pytest.approx(0.25)
+
+    def test_budgets_away_from_the_headline_are_among_its_own(self) -> None:
+        """A GPU serves the other intervals with M4 and one budget."""
+        for device, few in (("cuda", (512,)), ("cpu", (64, 128, 256, gaps.UNCHUNKED))):
+            size = gaps.sizes(Namespace(smoke=False, device=device))
+            assert size.few == few
+            assert set(size.few) <= set(size.budgets)
 
     @pytest.mark.parametrize(
         ("full", "smoke", "rounds"), [(False, False, 1), (True, False, 3), (False, True, 3)]
