@@ -133,7 +133,8 @@ def gather_blocks(cache: Tensor, block_table: Tensor, length: int) -> Tensor:
         ``[length, num_kv_heads, head_dim]``, a copy.
     """
     blocks = -(-length // cache.shape[1])
-    return cache[block_table[:blocks]].flatten(0, 1)[:length]
+    # On a CPU several times as fast as cache[block_table]: whole blocks are copied.
+    return cache.index_select(0, block_table[:blocks]).flatten(0, 1)[:length]
 
 
 def gathered_decode(
@@ -166,7 +167,10 @@ def gathered_decode(
     tables = block_tables[:, :blocks]
     # [seqs, blocks, block_size, heads, dim] -> [seqs, heads, places, dim]
     keys, values = (
-        cache[tables].flatten(1, 2)[:, :longest].transpose(1, 2).contiguous()
+        cache.index_select(0, tables.flatten())
+        .view(len(q), -1, *cache.shape[2:])[:, :longest]
+        .transpose(1, 2)
+        .contiguous()
         for cache in (k_cache, v_cache)
     )
     mask = decode_mask(seq_lens.long(), longest)

@@ -8,18 +8,36 @@ for grouped-query attention: the query heads of one KV head are query rows of th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from m3_paged.paged_attention import gather_blocks
-from m4_flash.backends.base import AttentionBackend, AttentionMetadata
+from m4_flash.backends.base import AttentionBackend, AttentionMetadata, HostLengths
+
+
+@dataclass(frozen=True)
+class _Decodes:
+    """The decodes of a step as one rectangle.
+
+    Attributes:
+        metadata: The step.
+        slots: ``[num_seqs, longest]`` int64: where each token of each context lies.
+        mask: ``[num_seqs, 1, 1, longest]`` bool, False behind a sequence's end; None for one.
+    """
+
+    metadata: AttentionMetadata
+    slots: Tensor
+    mask: Tensor | None
 
 
 class SdpaBackend(AttentionBackend):
     """Decodes as one padded rectangle, longer slices one by one."""
 
     name = "sdpa"
+    _decodes: _Decodes | None = None
 
     def forward(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, metadata: AttentionMetadata
@@ -28,11 +46,11 @@ class SdpaBackend(AttentionBackend):
         host = metadata.host
         assert host is not None, "the sdpa backend loops on the host"
         out = torch.zeros_like(q)
-        count = host.num_decodes
+        begin = count = host.num_decodes
         if count:
-            longest = max(host.context_lens[:count])
-            out[:count] = self._decode(layer, q[:count], metadata, longest)
-        begin = count
+            if self._decodes is None or self._decodes.metadata is not metadata:
+                self._decodes = self._lay_out(metadata, host)
+            out[:count] = self._decode(layer, q[:count], self._decodes)
         for row in range(count, len(host.query_lens)):
             query, context = host.query_lens[row], host.context_lens[row]
             part = slice(begin, begin + query)
@@ -43,29 +61,33 @@ class SdpaBackend(AttentionBackend):
             begin += query
         return out
 
-    def _decode(self, layer: int, q: Tensor, metadata: AttentionMetadata, longest: int) -> Tensor:
-        """One query per sequence; ``[num_seqs, num_heads, head_dim]``.
+    def _lay_out(self, metadata: AttentionMetadata, host: HostLengths) -> _Decodes:
+        """Once per step, for all layers.
 
-        Contexts shorter than the longest are masked. Places behind a sequence's end may never have
-        been written, and neither an added −inf nor a weight of zero hides a NaN: they are cleared.
+        Places behind a sequence's end may never have been written, and neither an added −inf nor a
+        weight of zero hides a NaN. So a place behind the end repeats the last token, masked.
         """
-        seqs, heads, dim = q.shape
-        blocks = -(-longest // self.cache.block_size)
-        tables = metadata.block_tables[:seqs, :blocks]
-        known = torch.arange(longest, device=q.device) < metadata.seq_lens[:seqs, None]
-        # [seqs, blocks, block_size, kv_heads, dim] -> [seqs, kv_heads, longest, dim]
+        count, size = host.num_decodes, self.cache.block_size
+        lens, tables = metadata.seq_lens[:count, None].long(), metadata.block_tables[:count].long()
+        places = torch.arange(max(host.context_lens[:count]), device=lens.device)
+        known = torch.minimum(places, lens - 1)
+        slots = tables.gather(1, known // size) * size + known % size
+        mask = (places < lens)[:, None, None] if count > 1 else None
+        return _Decodes(metadata, slots, mask)
+
+    def _decode(self, layer: int, q: Tensor, decodes: _Decodes) -> Tensor:
+        """One query per sequence; ``[num_seqs, num_heads, head_dim]``."""
+        (seqs, heads, dim), slots = q.shape, decodes.slots
+        # [num_blocks, block_size, kv_heads, dim] -> [seqs, kv_heads, longest, dim]
         keys, values = (
-            cache[tables].flatten(1, 2)[:, :longest].transpose(1, 2)
+            cache.flatten(0, 1).index_select(0, slots.flatten())
+            .view(*slots.shape, *cache.shape[2:])
+            .transpose(1, 2)
             for cache in self.layer_cache(layer)
-        )
-        mask = None
-        if seqs > 1:
-            unknown = ~known[:, None, :, None]
-            keys, values = (part.masked_fill_(unknown, 0.0) for part in (keys, values))
-            mask = known[:, None, None]
+        )  # fmt: skip
         grouped = q.view(seqs, keys.shape[1], -1, dim)
         attended = F.scaled_dot_product_attention(
-            grouped, keys, values, attn_mask=mask, scale=self.scale
+            grouped, keys, values, attn_mask=decodes.mask, scale=self.scale
         )
         return attended.reshape(seqs, heads, dim)
 

@@ -249,6 +249,8 @@ def _summary(result: Result, size: Sizes) -> str:
     """M5's gaps and speed at the budget whose gaps are smallest."""
     at = {"interval": size.intervals[0]}
     ours = result.select(metric="gaps_p95", engine="m5_chunked", **at)
+    if not ours:
+        return "m5_chunked: no stream was left when a prompt landed"
     best = min(ours, key=lambda item: float(item["median"]))
     below = result.select(metric="gaps_p95", engine="m4_flash", **at)
     other = f"{below[0]['median'] * 1e3:.1f} ms" if below else "no stream left when a prompt landed"

@@ -131,8 +131,8 @@ class Results:
             return True
         rows = self.get(name).rows
         own = select(rows, f"metric={metric['metric']}")
-        labels = [pair.partition("=")[0].strip() for pair in (metric["labels"] or "").split(",")]
-        known = {key for row in own for key in row} | {""}
+        labels = [key for key, _ in _pairs(metric["labels"] or "")]
+        known = {key for row in own for key in row}
         unknown = [] if not own else sorted(set(labels) - known)
         if not own or unknown:
             what = f"label {unknown[0]!r}" if unknown else f"metric {metric['metric']!r}"
@@ -184,14 +184,16 @@ def _row(value: Any, selector: str, where: str) -> Any:
 def select(rows: list[Any], selector: str) -> list[Any]:
     """Return the rows for which every ``key=value`` of a comma-separated selector holds.
 
-    Keys may be dotted; values compare as text, so ``prompt_len=512`` matches the number 512.
+    Keys may be dotted; values compare as text, so ``prompt_len=512`` matches the number 512. A
+    comma that no ``key=`` follows belongs to the value before it.
     """
-    pairs = [pair.partition("=") for pair in selector.split(",") if pair.strip()]
-    return [
-        row
-        for row in rows
-        if all(_text_at(row, key.strip()) == wanted.strip() for key, _, wanted in pairs)
-    ]
+    pairs = _pairs(selector)
+    return [row for row in rows if all(_text_at(row, key) == wanted for key, wanted in pairs)]
+
+
+def _pairs(selector: str) -> list[tuple[str, str]]:
+    parts = (part.partition("=") for part in re.split(r",(?=\s*[\w.]+\s*=)", selector))
+    return [(key.strip(), wanted.strip(" ,")) for key, _, wanted in parts if key.strip(" ,")]
 
 
 def _text_at(row: Any, key: str) -> str | None:

@@ -71,6 +71,13 @@ def test_selector_compares_as_text_and_reads_dotted_keys() -> None:
     assert select(rows, "") == rows
 
 
+def test_a_value_may_hold_commas() -> None:
+    rows = [{"over": "float, plain", "batch": 1}, {"over": "float", "batch": 1}]
+    assert select(rows, "over=float, plain,batch=1") == [rows[0]]
+    assert select(rows, "batch=1, over=float") == [rows[1]]
+    assert select(rows, "over=float, pla") == []
+
+
 def test_a_pointer_that_cannot_be_read() -> None:
     with pytest.raises(DocsError, match="cannot read the pointer"):
         walk(result_data(), "rows]x", "here")
