@@ -48,8 +48,10 @@ class Crossover:
 
 
 CROSSOVER = {4: Crossover(gemv_rows=2, gemm_rows=64), 8: Crossover(gemv_rows=1, gemm_rows=64)}
-"""By bits, for the layers of Qwen3-0.6B on an H100; ``python -m m7_gptq.benchmarks --only kernels``
-measures a device."""
+"""By bits. ``gemm_rows`` lies between what the layers of Qwen3-0.6B asked for on an H100, 32 to
+128. ``gemv_rows`` follows the GEMV of that run, which was another kernel; in 8 bits the GEMM beat
+it even at one row. The present GEMV has not been timed alone, so its bounds are a guess until
+``python -m m7_gptq.benchmarks --only kernels`` has measured a device."""
 
 
 def w4a16_matmul(
