@@ -10,7 +10,7 @@ from common.metrics import Distribution
 from common.outputs import CompletionOutput, RequestMetrics, RequestOutput
 from m5_chunked.benchmarks import gaps
 from m5_chunked.benchmarks.gaps import Landing, Sizes
-from m5_chunked.benchmarks.variants import Variant
+from m5_chunked.benchmarks.variants import UNCHUNKED, Variant
 from m5_chunked.engine import LLMEngine
 
 
@@ -108,7 +108,7 @@ class TestGaps:
 
     def test_budgets_away_from_the_headline_are_among_its_own(self) -> None:
         """A GPU serves the other intervals with M4 and one budget."""
-        for device, few in (("cuda", (512,)), ("cpu", (64, 128, 256, gaps.UNCHUNKED))):
+        for device, few in (("cuda", (512,)), ("cpu", (64, 128, 256, UNCHUNKED))):
             size = gaps.sizes(Namespace(smoke=False, device=device))
             assert size.few == few
             assert set(size.few) <= set(size.budgets)
