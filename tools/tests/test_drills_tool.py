@@ -84,7 +84,7 @@ class TestFromStartToEnd:
         said = capsys.readouterr().out
         assert f"m6_prefix: 0 of {len(M6)} drills pass" in said
         assert "not written yet: block_hash.py, BlockHashes.extend" in said
-        assert "hint 1 of 2: make m6-hint DRILL=full-blocks" in said
+        assert "hint 1 of 3: make m6-hint DRILL=full-blocks" in said
         assert hashes(copy) == before, "grading only reads"
         for drill in M6[:2]:
             paste(copy, drill)
