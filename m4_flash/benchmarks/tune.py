@@ -33,9 +33,7 @@ from m4_flash.benchmarks.tune_cases import (
     NUM_KV_HEADS,
     Case,
     Config,
-    decode_cases,
-    few_cases,
-    prefill_cases,
+    cases_of,
 )
 from m4_flash.kernels.tuning import (
     DecodeConfig,
@@ -246,21 +244,12 @@ def _measure(  # gpu-only: m4_flash/tests/test_gpu_attention.py::test_tune_one_s
         **dict.fromkeys(DECODE_KINDS, decode_candidates()),
     }
     wanted = {args.kind} if args.kind else {*configs}
-    families = [
-        ({"prefill_paged", "prefill_contiguous"}, prefill_cases, (prefills,), ()),
-        ({"prefill_few"}, few_cases, (few,), (sms,)),
-        ({*DECODE_KINDS}, decode_cases, (decodes,), (sms,)),
-    ]
     found = []
     for head_dim in args.head_dim:
-        shared = head_dim, torch.bfloat16, "cuda"
-        cases = (
-            case
-            for kinds, make, shapes, extra in families
-            if kinds & wanted
-            for case in make(*shapes, *shared, *extra)  # type: ignore[operator]
-            if case.kind in wanted
-        )
+        cases = cases_of(
+            wanted, prefills, few, decodes,
+            head_dim=head_dim, dtype=torch.bfloat16, device="cuda", num_sms=sms,
+        )  # fmt: skip
         found.append(
             tune(
                 cases, configs,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -168,3 +168,37 @@ def decode_cases(
             )  # fmt: skip
 
         yield Case(decode_kind(batch), f"{batch}x{length}", launch, out, moved)
+
+
+def cases_of(
+    kinds: Collection[str],
+    prefills: Iterable[tuple[int, int]],
+    few: Iterable[tuple[int, int]],
+    decodes: Iterable[tuple[int, int]],
+    *,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: str,
+    num_sms: int,
+) -> Iterator[Case[Any]]:
+    """The cases of some kernels; nothing is made for the others.
+
+    Args:
+        kinds: Entries of the table.
+        prefills: As for :func:`prefill_cases`.
+        few: As for :func:`few_cases`.
+        decodes: As for :func:`decode_cases`.
+        head_dim: Width of a head.
+        dtype: Element type.
+        device: Where to measure.
+        num_sms: Streaming multiprocessors.
+    """
+    shared = head_dim, dtype, device
+    families: dict[tuple[str, ...], Callable[[], Iterable[Case[Any]]]] = {
+        ("prefill_paged", "prefill_contiguous"): lambda: prefill_cases(prefills, *shared),
+        ("prefill_few",): lambda: few_cases(few, *shared, num_sms),
+        ("decode_few", "decode_many"): lambda: decode_cases(decodes, *shared, num_sms),
+    }
+    for family, make in families.items():
+        if any(kind in kinds for kind in family):
+            yield from (case for case in make() if case.kind in kinds)

@@ -14,7 +14,13 @@ from common.errors import ConfigError
 from common.results import to_json
 from m4_flash.benchmarks import tune
 from m4_flash.benchmarks.tune import Sweep, choose, describe, sweep
-from m4_flash.benchmarks.tune_cases import Case, decode_cases, few_cases, prefill_cases
+from m4_flash.benchmarks.tune_cases import (
+    Case,
+    cases_of,
+    decode_cases,
+    few_cases,
+    prefill_cases,
+)
 from m4_flash.kernels import tuning
 from m4_flash.kernels.tuning import (
     DecodeConfig,
@@ -196,11 +202,11 @@ def test_tiny_shapes_are_tuned_in_the_interpreter(tmp_path: Path) -> None:
     """Every part but the GPU's clock: cases, sweep, table and result."""
     pytest.importorskip("triton")
     small, large = PrefillConfig(16, 16, 4, 1), PrefillConfig(32, 32, 4, 1)
-    cases: list[Case[Any]] = [
-        *prefill_cases([(1, 5)], 16, torch.float32, "cpu"),
-        *few_cases([(3, 20)], 16, torch.float32, "cpu", 4),
-        *decode_cases([(1, 20)], 16, torch.float32, "cpu", 4),
-    ]
+    shapes = [(1, 5)], [(3, 20)], [(1, 20)]
+    options: dict[str, Any] = {
+        "head_dim": 16, "dtype": torch.float32, "device": "cpu", "num_sms": 4,
+    }  # fmt: skip
+    cases = cases_of((*tune.PREFILL_KINDS, *tune.DECODE_KINDS), *shapes, **options)
     configs: dict[str, list[Any]] = {
         "prefill_paged": [small], "prefill_contiguous": [small, large], "prefill_few": [small],
         "decode_few": [DecodeConfig(16, 4, 1)],
@@ -220,6 +226,17 @@ def test_tiny_shapes_are_tuned_in_the_interpreter(tmp_path: Path) -> None:
     assert '"benchmark": "tune"' in to_json(result)
     write_table(table, tmp_path / "table.json")
     assert read_table(tmp_path / "table.json") == table
+
+
+def test_cases_of_one_kernel() -> None:
+    pytest.importorskip("triton")
+    options: dict[str, Any] = {
+        "head_dim": 16, "dtype": torch.float32, "device": "cpu", "num_sms": 4,
+    }  # fmt: skip
+    shapes = [(1, 5), (2, 3)], [(3, 20)], [(1, 20), (40, 8)]
+    for kind, count in (("prefill_paged", 2), ("prefill_few", 1), ("decode_many", 1)):
+        found = list(cases_of({kind}, *shapes, **options))
+        assert [case.kind for case in found] == [kind] * count
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled here")
