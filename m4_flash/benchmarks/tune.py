@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, get_args
 
 import torch
 
@@ -38,16 +38,18 @@ from m4_flash.benchmarks.tune_cases import (
 from m4_flash.kernels.tuning import (
     DecodeConfig,
     DecodeEntry,
+    DecodeKind,
     PrefillConfig,
     PrefillEntry,
+    PrefillKind,
     Table,
     dtype_name,
     table_of,
     write_table,
 )
 
-PREFILL_KINDS = ("prefill_paged", "prefill_few", "prefill_contiguous")
-DECODE_KINDS = ("decode_few", "decode_many")
+PREFILL_KINDS: tuple[PrefillKind, ...] = get_args(PrefillKind)
+DECODE_KINDS: tuple[DecodeKind, ...] = get_args(DecodeKind)
 PREFILLS = ((8, 2048), (1, 8192), (32, 512))
 FEW = ((32, 8192), (128, 2048), (512, 8192))
 DECODES = tuple((batch, length) for batch in (1, 8, 64, 256) for length in (512, 800, 8192))

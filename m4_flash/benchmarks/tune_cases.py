@@ -113,7 +113,7 @@ def few_cases(
         num_sms: Streaming multiprocessors, for :func:`m4_flash.kernels.slices.num_parts`.
     """
     from m4_flash.kernels.prefill import flash_prefill
-    from m4_flash.kernels.slices import num_parts
+    from m4_flash.kernels.slices import num_parts, num_programs
 
     for new, length in shapes:
         pool = _pool(1, length, head_dim, dtype, device)
@@ -125,10 +125,10 @@ def few_cases(
             config: PrefillConfig, q: Tensor = q, pool: _Pool = pool, starts: Tensor = starts,
             out: Tensor = out,
         ) -> None:  # fmt: skip
-            tiles = -(-len(q) * (NUM_HEADS // NUM_KV_HEADS) // config.block_m)
+            programs = num_programs(len(q), NUM_HEADS, NUM_KV_HEADS, config.block_m)
             flash_prefill(
                 q, *pool.caches, pool.tables, pool.lens, starts, head_dim**-0.5, out,
-                splits=num_parts(tiles * NUM_KV_HEADS, num_sms), config=config,
+                splits=num_parts(programs, num_sms), config=config,
             )  # fmt: skip
 
         yield Case("prefill_few", f"{new} of {length}", launch, out, flops)

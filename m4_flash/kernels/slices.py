@@ -70,11 +70,24 @@ def parts_of(full_tiles, splits):
     return tl.minimum(tl.maximum(full_tiles // LEAST_TILES, 1), splits)
 
 
+def num_programs(num_tokens: int, num_heads: int, num_kv_heads: int, block_m: int) -> int:
+    """Programs that have queries: tiles of ``block_m`` rows times KV heads.
+
+    Args:
+        num_tokens: Tokens of the step.
+        num_heads: Query heads.
+        num_kv_heads: KV heads.
+        block_m: Rows of a tile.
+    """
+    rows = num_tokens * (num_heads // num_kv_heads)
+    return triton.cdiv(rows, block_m) * num_kv_heads
+
+
 def num_parts(programs: int, num_sms: int) -> int:
     """Parts of the keys at most, for a launch of so many programs that have queries.
 
     Args:
-        programs: Tiles of queries times KV heads.
+        programs: From :func:`num_programs`.
         num_sms: Streaming multiprocessors of the device.
     """
     return min(max(PROGRAMS_PER_SM * num_sms // max(programs, 1), 1), MAX_SPLITS)
@@ -104,9 +117,9 @@ def paged_launch(
         head_dim: Width of a head.
         dtype: Element type.
     """
-    rows = num_tokens * (num_heads // num_kv_heads)
     config = prefill_config("prefill_paged", device, head_dim, dtype)
-    if triton.cdiv(rows, config.block_m) * num_kv_heads >= num_sms:
+    if num_programs(num_tokens, num_heads, num_kv_heads, config.block_m) >= num_sms:
         return config, 1
     config = prefill_config("prefill_few", device, head_dim, dtype)
-    return config, num_parts(triton.cdiv(rows, config.block_m) * num_kv_heads, num_sms)
+    programs = num_programs(num_tokens, num_heads, num_kv_heads, config.block_m)
+    return config, num_parts(programs, num_sms)

@@ -125,16 +125,16 @@ class Table:
         Raises:
             ConfigError: Two entries for the same launches.
         """
-        keys = [(e.kind, e.head_dim, e.dtype) for e in (*self.prefill, *self.decode)]
+        keys = [_key(entry) for entry in (*self.prefill, *self.decode)]
         for key in keys:
             if keys.count(key) > 1:
                 raise ConfigError(f"two entries for {key}")
 
     def over(self, known: Table) -> Table:
         """This table, and the entries of ``known`` for launches that it says nothing about."""
-        mine = {(e.kind, e.head_dim, e.dtype) for e in (*self.prefill, *self.decode)}
-        prefill = [e for e in known.prefill if (e.kind, e.head_dim, e.dtype) not in mine]
-        decode = [e for e in known.decode if (e.kind, e.head_dim, e.dtype) not in mine]
+        mine = {_key(entry) for entry in (*self.prefill, *self.decode)}
+        prefill = [entry for entry in known.prefill if _key(entry) not in mine]
+        decode = [entry for entry in known.decode if _key(entry) not in mine]
         return replace(self, prefill=(*self.prefill, *prefill), decode=(*self.decode, *decode))
 
 
@@ -224,9 +224,14 @@ def decode_kind(num_seqs: int) -> DecodeKind:
 Entry = TypeVar("Entry", PrefillEntry, DecodeEntry)
 
 
+def _key(entry: PrefillEntry | DecodeEntry) -> tuple[str, int, str]:
+    """Which launches it is for."""
+    return entry.kind, entry.head_dim, entry.dtype
+
+
 def _find(entries: tuple[Entry, ...], kind: str, head_dim: int, dtype: torch.dtype) -> Entry | None:
     wanted = (kind, head_dim, dtype_name(dtype))
-    return next((e for e in entries if (e.kind, e.head_dim, e.dtype) == wanted), None)
+    return next((entry for entry in entries if _key(entry) == wanted), None)
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -69,10 +69,13 @@ class Sizes:
         """Short streams, and one prompt of ``long`` tokens behind them."""
         return long_among_short(self.streams, self.prompt, 8, long_len=long)
 
+    def in_full(self, interval: float, args: Namespace) -> bool:
+        """Whether a workload is served by every budget, and more than once."""
+        return bool(args.full or args.smoke) or interval == self.headline
+
     def rounds(self, interval: float, args: Namespace) -> int:
         """How often a workload is served."""
-        often = args.full or args.smoke or interval == self.headline
-        return int(args.repeat) if often else 1
+        return int(args.repeat) if self.in_full(interval, args) else 1
 
 
 def sizes(args: Namespace) -> Sizes:
@@ -167,8 +170,8 @@ def run(args: Namespace, notes: list[str]) -> tuple[Result, str]:
         serve(variant.ready(), size.warm_up(size.long if gpu else size.prompt))
     rows: list[Row] = []
     for interval in size.intervals:
-        all_of_them = args.full or interval == size.headline
-        served = [v for v in variants if all_of_them or v.budget is None or v.budget in size.few]
+        some = size.budgets if size.in_full(interval, args) else size.few
+        served = [v for v in variants if v.budget is None or v.budget in some]
         rows += interval_rows(served, size, interval, args, notes)
     result = make_result(
         "m5_chunked", "gaps", rows, device=args.device,

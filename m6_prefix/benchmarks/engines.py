@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from common.inputs import Prompt
 from common.outputs import RequestOutput
@@ -13,6 +13,7 @@ from m2_batching.step_engine import StepEngine
 from m4_flash.backends.select import BACKENDS
 from m5_chunked.engine import LLMEngine as M5Engine
 from m6_prefix.engine import LLMEngine as M6Engine
+from m6_prefix.kv_cache_manager import KVCacheManager
 
 BUDGET = 8192
 """Tokens of a step, the default of every stage."""
@@ -96,7 +97,13 @@ def first_token(engine: StepEngine, prompt: Prompt) -> FirstToken:
     return FirstToken.of(output)
 
 
-def forget(engine: M6Engine) -> None:
+class Caching(Protocol):
+    """An engine of this stage, or of one above."""
+
+    manager: KVCacheManager
+
+
+def forget(engine: Caching) -> None:
     """Empty the prefix cache of an idle engine: the next request runs cold."""
     done = engine.manager.reset_prefix_cache()
     assert done, "cached blocks are in use"

@@ -24,7 +24,7 @@ from common.results import Result, Row, make_result, row
 from common.serve import run_batch
 from common.workload import Workload
 from m4_flash.benchmarks.engines import announce, model_of, release
-from m6_prefix.benchmarks.engines import BUDGET
+from m6_prefix.benchmarks.engines import BUDGET, forget
 from m6_prefix.engine import LLMEngine as M6Engine
 from m7_gptq.benchmarks.ladder_gains import by_rung, derived_rows, summary
 from m7_gptq.benchmarks.ladder_rungs import (
@@ -132,7 +132,7 @@ def rung_rows(rung: Rung, size: Sizes, args: Namespace) -> list[Row]:
     if gpu:  # gpu-only: m7_gptq/tests/test_ladder.py::test_on_a_gpu
         rows.append(row("reserved_peak", "B", float(max(s.reserved for s in served)), **labels))
         if rung.stage not in NOT_PROFILED:
-            forget(engine)
+            begin_cold(engine)
             busy = profile_kernels(lambda: run_batch(engine, workload), args.device).busy
             rows.append(row("busy", "share", busy, **labels))
     return rows
@@ -157,7 +157,7 @@ class Served:
 
 def serve(engine: Engine, workload: Workload, device: str) -> Served:
     """All requests at once, from an empty prefix cache."""
-    forget(engine)
+    begin_cold(engine)
     gpu = device.startswith("cuda")
     if not gpu:
         release(device)  # what the round before has freed would hide the growth of this one
@@ -169,16 +169,15 @@ def serve(engine: Engine, workload: Workload, device: str) -> Served:
     return Served(outputs, found.growth)
 
 
-def forget(engine: Engine) -> None:
+def begin_cold(engine: Engine) -> None:
     """Empty the prefix cache of an idle engine, where there is one."""
     if isinstance(engine, (M6Engine, M7Engine)):
-        done = engine.manager.reset_prefix_cache()
-        assert done, "cached blocks are in use"
+        forget(engine)
 
 
 def time_per_token(engine: Engine, stream: Workload) -> float:
     """Seconds per token of one stream, after its first."""
-    forget(engine)
+    begin_cold(engine)
     (prompt,), (params,) = stream.prompts, stream.sampling_params
     times = [time.perf_counter() for _ in engine.stream(prompt, params)]
     return (times[-1] - times[0]) / (len(times) - 1)

@@ -23,12 +23,15 @@ from common.results import Result, Row, make_result, row
 from common.workload import fixed
 from m4_flash.benchmarks.engines import announce, model_of, release
 from m5_chunked.benchmarks.speed import Sizes, stream
+from m6_prefix.benchmarks.engines import options
 from m6_prefix.engine import LLMEngine as M6Engine
 from m7_gptq.benchmarks.rounded import RoundedEngine, spec_of
 from m7_gptq.engine import LLMEngine
 
 BEST, CUBLAS = "m6 bf16", "m6 bf16, PyTorch's products"
 FOUR, EIGHT = "m7 4 bits", "m7 4 bits, head 8 bits"
+BUDGET = 16_384
+"""Tokens of a step: the prompts of 256 sequences at once."""
 PROMPT, SPARE = 64, 32
 """Tokens of each prompt of a batch (K and V are few beside the weights), and steps untimed."""
 
@@ -111,12 +114,11 @@ def case_rows(name: str, case: Case, args: Namespace) -> list[Row]:
     """All that is measured of one engine, which lives no longer than this."""
     release(args.device)
     size, gpu = sizes(args), args.device.startswith("cuda")
-    engine = case.engine(
-        args.model, dtype=args.dtype, device=args.device, max_model_len=size.max_model_len,
-        max_num_seqs=size.max_num_seqs, max_num_batched_tokens=16_384,
-        num_blocks=-(-size.pool_tokens // 16), block_size=16,
-        attention_backend="triton" if gpu else "sdpa", **case.options,
+    limits = options(
+        args, max_model_len=size.max_model_len, max_num_seqs=size.max_num_seqs,
+        pool_tokens=size.pool_tokens, budget=BUDGET,
     )  # fmt: skip
+    engine = case.engine(args.model, **limits, **case.options)
     if gpu:  # gpu-only: m7_gptq/tests/test_gpu.py::test_stream_benchmark
         torch.cuda.reset_peak_memory_stats(args.device)
     stream(engine, size, new_tokens=3)
