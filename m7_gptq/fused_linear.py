@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from m7_gptq.kernels.gemv import gemv
 from m7_gptq.kernels.lookup import lookup
-from m7_gptq.kernels.matmul import CROSSOVER, w4a16_matmul
+from m7_gptq.kernels.matmul import holds_weight, w4a16_matmul
 from m7_gptq.kernels.repack import PackedWeight
 from m7_gptq.linear import GPTQLinear
 
@@ -55,7 +54,7 @@ class FusedGPTQLinear(GPTQLinear):
     def suits(self, x: Tensor) -> bool:
         """Whether :meth:`silu_mul` takes x: few rows, and gate and up in one packed weight."""
         rows = x.numel() // x.shape[-1]
-        few = rows > 0 and CROSSOVER[self.format.bits].path(rows) == "gemv"
+        few = holds_weight(rows, self.format.bits, x.dtype)
         return few and self.merged and len(set(self.out_sizes)) == 1 and len(self.out_sizes) == 2
 
     def silu_mul(self, x: Tensor) -> Tensor:
@@ -67,9 +66,7 @@ class FusedGPTQLinear(GPTQLinear):
         Returns:
             ``[..., out / 2]``.
         """
-        rows = x.reshape(-1, x.shape[-1])
-        y = gemv(rows, self.packed[0], self.bias, gated=True, pdl=self.pdl)
-        return y.view(*x.shape[:-1], y.shape[-1])
+        return w4a16_matmul(x, self.packed[0], self.bias, gated=True, pdl=self.pdl)
 
     def rows(self, ids: Tensor) -> Tensor:
         """Some rows of Ŵ, as an embedding looks them up; ``[..., in_features]``."""

@@ -24,13 +24,26 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def chain(PDL: tl.constexpr):
-    """Let the next kernel start, then wait for the end of the one before."""
+def start_next(PDL: tl.constexpr):
+    """Let the next kernel start. It waits for the end of this one by itself."""
     if PDL:
         gdc_launch_dependents()
+
+
+@triton.jit
+def wait_for_last(PDL: tl.constexpr):
+    """Wait for the end of the kernel before, and so of all before it; at once if called again."""
+    if PDL:
         gdc_wait()
 
 
+@triton.jit
+def chain(PDL: tl.constexpr):
+    """Let the next kernel start, then wait for the end of the one before."""
+    start_next(PDL)
+    wait_for_last(PDL)
+
+
 def launch_options(pdl: bool) -> dict[str, bool]:
-    """Keywords of a launch whose kernel calls :func:`chain` with ``PDL=pdl``."""
+    """Keywords of a launch whose kernel calls :func:`chain`, or both halves, with ``PDL=pdl``."""
     return {"launch_pdl": True} if pdl else {}

@@ -1,11 +1,11 @@
 """The products with packed weights alone, each kernel in turn, from one row of x to 256.
 
-On a GPU three ways compete with cuBLAS on a dense bfloat16 weight: the GEMV, the fused GEMM, and
-dequantising followed by cuBLAS. The first two are launched early as well, where the device can
-(:mod:`m4_flash.kernels.launch`), as an engine does. And a kernel that only reads as many bytes,
-launched plainly, shows what is possible at all. Weights are cold: each timed pass walks through as
-many copies as exceed the L2 cache, as one CUDA graph. A CPU has no kernels to time: there the
-reference (unpack, multiply) is compared with the dense product.
+On a GPU four ways compete with cuBLAS on a dense bfloat16 weight: the GEMV, the kernel for few
+rows, the fused GEMM, and dequantising followed by cuBLAS. The first three are launched early as
+well, where the device can (:mod:`m4_flash.kernels.launch`), as an engine does. And a kernel that
+only reads as many bytes, launched plainly, shows what is possible at all. Weights are cold: each
+timed pass walks through as many copies as exceed the L2 cache, as one CUDA graph. A CPU has no
+kernels to time: there the reference (unpack, multiply) is compared with the dense product.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from m7_gptq.benchmarks.kernel_layers import (
 )
 from m7_gptq.kernels.repack import PackedWeight
 
-FUSED = ("gemv", "gemm", "dense")
+FUSED = ("gemv", "few_rows", "gemm", "dense")
 """The paths of ``w4a16_matmul``."""
 
 GEMV_ROWS = 4
-"""Rows up to which the GEMV is timed: each number is a kernel of its own to compile."""
+"""Rows up to which the GEMV, which takes them one by one, is timed."""
 
-EARLY = ("gemv early", "gemm early")
-"""The first two, launched before the kernel in front has ended."""
+EARLY = ("gemv early", "few_rows early", "gemm early")
+"""The first three, launched before the kernel in front has ended."""
 
 RATE_NOTE = "GB/s count the weight as it is stored, scales and zero points included, and not x"
 COPY_NOTE = "share_of_copy is GB/s over those of a large copy, which count bytes read plus written"
@@ -89,20 +89,22 @@ def calls_of(
     weights: list[PackedWeight], dense: list[Tensor], flat: list[Tensor], x: Tensor
 ) -> Calls:
     """What each kernel does, once for each copy of the weight; cuBLAS is the first."""
+    from m7_gptq.kernels.few_rows import MAX_ROWS, few_rows
     from m7_gptq.kernels.gemm import dequantise, gemm
     from m7_gptq.kernels.gemv import gemv
     from m7_gptq.kernels.read import read_words
 
     linear = torch.nn.functional.linear
     calls: Calls = {"cublas": [lambda w=w: linear(x, w) for w in dense]}
+    kernels: dict[str, Callable[..., Tensor]] = {"gemm": gemm}
+    if len(x) <= MAX_ROWS and x.dtype != torch.float32:
+        kernels = {"few_rows": few_rows, **kernels}
     if len(x) <= GEMV_ROWS:
-        calls["gemv"] = [lambda w=w: gemv(x, w) for w in weights]
-    calls["gemm"] = [lambda w=w: gemm(x, w) for w in weights]
-    early = supports_pdl(x.device)
-    if early:  # gpu-only: m7_gptq/tests/test_gpu_kernels.py::test_benchmark
-        if len(x) <= GEMV_ROWS:
-            calls["gemv early"] = [lambda w=w: gemv(x, w, pdl=True) for w in weights]
-        calls["gemm early"] = [lambda w=w: gemm(x, w, pdl=True) for w in weights]
+        kernels = {"gemv": gemv, **kernels}
+    for name, kernel in kernels.items():
+        calls[name] = [lambda w=w, k=kernel: k(x, w) for w in weights]
+        if supports_pdl(x.device):  # gpu-only: m7_gptq/tests/test_gpu_kernels.py::test_benchmark
+            calls[f"{name} early"] = [lambda w=w, k=kernel: k(x, w, pdl=True) for w in weights]
     calls["dense"] = [lambda w=w: linear(x, dequantise(w, x.dtype)) for w in weights]
     calls["read"] = [lambda f=f: read_words(f) for f in flat]
     return calls
@@ -191,10 +193,10 @@ def crossover_rows(shape: Shape, fastest: Mapping[int, str]) -> list[Row]:
         shape: The layer.
         fastest: The fastest path by rows of x, in ascending order.
     """
-    last = {"gemv_rows": 0, "gemm_rows": 0}
-    for path, ends in (("gemv_rows", ("gemm", "dense")), ("gemm_rows", ("dense",))):
+    last = {"gemv_rows": 0, "few_rows": 0, "gemm_rows": 0}
+    for place, path in enumerate(last, 1):
         for batch, name in fastest.items():
-            if name in ends:
+            if name in FUSED[place:]:
                 break
             last[path] = batch
     return [
@@ -231,8 +233,8 @@ def reference_rows(shape: Shape, args: Namespace, rounds: int) -> list[Row]:
 
 
 def summary(result: Result) -> str:
-    """The GEMV on the largest 4-bit layer; on a CPU what the reference costs."""
-    found = result.select(metric="time_over_read", kernel="gemv", batch=1, bits=4)
+    """One row of the largest 4-bit layer; on a CPU what the reference costs."""
+    found = result.select(metric="time_over_read", kernel="few_rows early", batch=1, bits=4)
     if not found:
         first = result.select(metric="time_over_dense")[0]
         return (
@@ -240,7 +242,7 @@ def summary(result: Result) -> str:
             f"as the dense product at {first['shape']}, batch {first['batch']}"
         )
     over_read = found[-1]
-    own = {"kernel": "gemv", "batch": 1, "shape": over_read["shape"]}
+    own = {"kernel": over_read["kernel"], "batch": 1, "shape": over_read["shape"]}
     (share,) = result.select(metric="share_of_copy", **own)
     (speedup,) = result.select(metric="speedup_over_cublas", **own)
     return (

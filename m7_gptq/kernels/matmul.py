@@ -9,24 +9,32 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
+from m7_gptq.kernels.few_rows import MAX_ROWS, few_rows
 from m7_gptq.kernels.gemm import dequantise, gemm
-from m7_gptq.kernels.gemv import MAX_ROWS, gemv
+from m7_gptq.kernels.gemv import gemv
 from m7_gptq.kernels.repack import PackedWeight
 
-Path = Literal["gemv", "gemm", "dense"]
+LARGE = 2**25
+"""Elements of a weight of which reading takes long beside a launch: 8192 · 4096."""
+
+Path = Literal["gemv", "few_rows", "gemm", "dense"]
 
 
 @dataclass(frozen=True)
 class Crossover:
     """Up to which number of rows each kernel is used.
 
+    A bound that is not above the one before leaves its kernel out.
+
     Attributes:
-        gemv_rows: Last number of rows for the GEMV, at most 16; 0 for none.
+        gemv_rows: Last number of rows for the GEMV, which takes them one by one; 0 for none.
+        few_rows: Last number of rows for the tensor cores with the weight in registers, at most 32.
         gemm_rows: Last number of rows for the fused GEMM; above it the weight is dequantised and
-            multiplied by cuBLAS. At most ``gemv_rows``: the GEMM is never used.
+            multiplied by cuBLAS.
     """
 
     gemv_rows: int
+    few_rows: int
     gemm_rows: int
 
     def __post_init__(self) -> None:
@@ -35,23 +43,29 @@ class Crossover:
         Raises:
             ConfigError: A number of rows that its kernel does not take.
         """
-        if not 0 <= self.gemv_rows <= MAX_ROWS:
-            raise ConfigError(f"gemv_rows must be in 0 … {MAX_ROWS}, got {self.gemv_rows}")
-        if self.gemm_rows < 0:
-            raise ConfigError(f"gemm_rows must be at least 0, got {self.gemm_rows}")
+        for name, most in (("gemv_rows", MAX_ROWS), ("few_rows", MAX_ROWS), ("gemm_rows", 2**31)):
+            if not 0 <= (value := getattr(self, name)) <= most:
+                raise ConfigError(f"{name} must be in 0 … {most}, got {value}")
 
-    def path(self, rows: int) -> Path:
-        """The kernel for a number of rows."""
-        if rows <= self.gemv_rows:
-            return "gemv"
+    def path(self, rows: int, dtype: torch.dtype, size: int = 0) -> Path:
+        """The kernel for a number of rows of x.
+
+        In float32 the tensor cores would round x, so the GEMV takes few rows instead. A large
+        weight is theirs even with one row: the GEMV's unpacking no longer hides behind its reads.
+
+        Args:
+            rows: Rows of x.
+            dtype: Of x.
+            size: Elements of the weight.
+        """
+        if rows <= max(self.gemv_rows, self.few_rows):
+            few = rows <= self.few_rows and (rows > self.gemv_rows or size >= LARGE)
+            return "few_rows" if few and dtype != torch.float32 else "gemv"
         return "gemm" if rows <= self.gemm_rows else "dense"
 
 
-CROSSOVER = {4: Crossover(gemv_rows=2, gemm_rows=64), 8: Crossover(gemv_rows=1, gemm_rows=64)}
-"""By bits. ``gemm_rows`` lies between what the layers of Qwen3-0.6B asked for on an H100, 32 to
-128. ``gemv_rows`` follows the GEMV of that run, which was another kernel; in 8 bits the GEMM beat
-it even at one row. The present GEMV has not been timed alone, so its bounds are a guess until
-``python -m m7_gptq.benchmarks --only kernels`` has measured a device."""
+CROSSOVER = {4: Crossover(1, 32, 64), 8: Crossover(1, 32, 64)}
+"""By bits, as measured for the layers of Qwen3-0.6B on an H100."""
 
 
 def w4a16_matmul(
@@ -60,6 +74,7 @@ def w4a16_matmul(
     bias: Tensor | None = None,
     crossover: Crossover | None = None,
     *,
+    gated: bool = False,
     pdl: bool = False,
 ) -> Tensor:
     """``x · Ŵᵀ (+ bias)`` with Ŵ in 4 or 8 bits, on a GPU (or Triton's interpreter).
@@ -73,23 +88,36 @@ def w4a16_matmul(
         packed: On the device of ``x``.
         bias: ``[out]`` or None.
         crossover: Which kernel from how many rows on; by default :data:`CROSSOVER`.
+        gated: Return ``silu(gate) · up`` of it, of half the width; for 1 row or more, as many as
+            :func:`holds_weight` takes.
         pdl: Launch our kernels programmatically (:mod:`m4_flash.kernels.launch`); the dense path
             is launched plainly.
 
     Returns:
-        ``[..., out]`` in the dtype of ``x``, contiguous.
+        ``[..., out]`` in the dtype of ``x``, contiguous; ``[..., out / 2]`` if ``gated``.
     """
     rows = x.reshape(-1, packed.in_features)
     if rows.stride(1) != 1:
         rows = rows.contiguous()
     crossover = crossover or CROSSOVER[packed.bits]
+    assert not gated or holds_weight(len(rows), packed.bits, x.dtype, crossover), len(rows)
     if not len(rows):
         out = x.new_empty(0, packed.out_features)
-    elif (path := crossover.path(len(rows))) == "gemv":
-        out = gemv(rows, packed, bias, pdl=pdl)
+    elif (path := crossover.path(len(rows), x.dtype, packed.size)) == "gemv":
+        out = gemv(rows, packed, bias, gated=gated, pdl=pdl)
+    elif path == "few_rows":
+        out = few_rows(rows, packed, bias, gated=gated, pdl=pdl)
     elif path == "gemm":
         out = gemm(rows, packed, bias, pdl=pdl)
     else:
         dense = dequantise(packed, x.dtype)
         out = torch.nn.functional.linear(rows, dense, None if bias is None else bias.to(x.dtype))
-    return out.view(*x.shape[:-1], packed.out_features)
+    return out.view(*x.shape[:-1], out.shape[1])
+
+
+def holds_weight(
+    rows: int, bits: int, dtype: torch.dtype, crossover: Crossover | None = None
+) -> bool:
+    """Whether so few rows of x are multiplied by a kernel that can gate, too."""
+    path = (crossover or CROSSOVER[bits]).path(rows, dtype)
+    return rows > 0 and path in ("gemv", "few_rows")

@@ -147,6 +147,11 @@ class PackedWeight:
         return len(self.words) * SLICE * per_word(self.bits)
 
     @property
+    def size(self) -> int:
+        """Elements of the dense weight."""
+        return self.in_features * self.out_features
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors."""
         extra = 0 if self.source is None else self.source.nbytes

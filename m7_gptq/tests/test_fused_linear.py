@@ -17,7 +17,7 @@ from m4_flash.ops import TritonOps
 from m7_gptq import engine, fused_linear
 from m7_gptq.fused_linear import FusedGPTQLinear
 from m7_gptq.kernels import matmul
-from m7_gptq.kernels.gemv import gemv
+from m7_gptq.kernels.matmul import w4a16_matmul
 from m7_gptq.linear import GPTQLinear, gptq_linear
 from m7_gptq.tests.kernel_cases import packed_bytes
 from m7_gptq.tests.samples import FIXTURES, PUBLISHED
@@ -95,20 +95,20 @@ class TestGated:
     def test_equals_two_steps(
         self, name: str, lead: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        layer, seen, real = self.layer(name), list[bool](), gemv
+        layer, seen, real = self.layer(name), list[bool](), w4a16_matmul
         assert layer.merged
 
         def spy(*args: Any, **options: Any) -> Tensor:
-            seen.append(options["gated"])
+            seen.append(options.get("gated", False))
             return real(*args, **options)
 
-        monkeypatch.setattr(fused_linear, "gemv", spy)
-        monkeypatch.setitem(matmul.CROSSOVER, layer.format.bits, matmul.Crossover(2, 4))
+        monkeypatch.setattr(fused_linear, "w4a16_matmul", spy)
+        monkeypatch.setitem(matmul.CROSSOVER, layer.format.bits, matmul.Crossover(1, 2, 4))
         x = torch.randn(*lead, layer.in_features, generator=torch.Generator().manual_seed(2))
         ours, theirs = TritonOps().mlp_gate_up(layer, x), TorchOps().mlp_gate_up(layer, x)
         assert ours.shape == theirs.shape
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-        assert seen == [True] * (lead not in ((3,), (0,)))
+        assert seen == [lead not in ((3,), (0,)), False]
 
     def test_not_with_groups_of_their_own(self) -> None:
         layer = self.layer()

@@ -19,8 +19,11 @@ from common.results import read_result
 from m1_basic.benchmarks.command import bench
 from m4_flash.devices import supports_pdl
 from m4_flash.tests.op_cases import captured
+from m7_gptq.benchmarks import kernels
+from m7_gptq.kernels.few_rows import few_rows
 from m7_gptq.kernels.gemm import dequantise, gemm
-from m7_gptq.kernels.gemv import GemvConfig, gemv
+from m7_gptq.kernels.gemv import gemv
+from m7_gptq.kernels.held import HeldConfig
 from m7_gptq.kernels.lookup import lookup
 from m7_gptq.kernels.matmul import Crossover, w4a16_matmul
 from m7_gptq.tests.kernel_cases import Order, StoredLayer, activations, stored_layer
@@ -28,13 +31,16 @@ from m7_gptq.tests.kernel_cases import Order, StoredLayer, activations, stored_l
 pytestmark = pytest.mark.gpu
 
 Product = Callable[..., Tensor]
-BOTH = pytest.mark.parametrize("product", [gemv, gemm])
+ALL = pytest.mark.parametrize("product", [gemv, few_rows, gemm])
+HELD = pytest.mark.parametrize("product", [gemv, few_rows])
 DTYPES = pytest.mark.parametrize(
     "dtype", [torch.bfloat16, torch.float16, torch.float32], ids=["bfloat16", "float16", "float32"]
 )
 SHAPES = pytest.mark.parametrize(
     ("outputs", "inputs"), [(4096, 1024), (1024, 2048), (6144, 1024), (1024, 3072)]
 )
+OWN = [Crossover(16, 0, 0), Crossover(0, 16, 0), Crossover(0, 0, 64)]
+"""Each of our kernels in turn."""
 RELATIVE = {torch.bfloat16: 2**-8, torch.float16: 2**-10, torch.float32: 1e-5}
 ABSOLUTE = 2e-5
 """Times the deviation of the outputs."""
@@ -57,19 +63,22 @@ def assert_product(out: Tensor, x: Tensor, layer: StoredLayer, bias: Tensor | No
 
 @DTYPES
 @SHAPES
-@pytest.mark.parametrize("rows", [1, 4, 16, 17, 100])
+@pytest.mark.parametrize("rows", [1, 4, 9, 16, 17, 100])
 def test_qwen3_shapes(outputs: int, inputs: int, rows: int, dtype: torch.dtype) -> None:
     """Groups of 128, as they are served."""
     layer = layer_on_gpu(inputs, outputs, group_size=128, sym=True, form="gptq")
     packed, x = layer.packed(), activations(rows, inputs, dtype).cuda()
     bias = torch.randn(outputs, device="cuda").to(dtype)
-    for product in (gemv, gemm) if rows <= 16 else (gemm,):
+    products: list[Product] = [gemm]
+    if rows <= 32:
+        products += [gemv] if dtype is torch.float32 else [gemv, few_rows]
+    for product in products:
         out = product(x, packed, bias)
         assert out.dtype is dtype
         assert_product(out, x, layer, bias)
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize(
     ("group_size", "order"),
     [(16, "plain"), (24, "uneven"), (32, "plain"), (48, "plain"), (64, "act-order"),
@@ -98,17 +107,15 @@ def test_paths_agree_with_the_dense_product(rows: int, dtype: torch.dtype) -> No
     layer = layer_on_gpu(1024, 4096, group_size=128)
     packed, x = layer.packed(), activations(rows, 1024, dtype).cuda()
     dense = torch.nn.functional.linear(x, layer.dense().to(dtype))
-    assert torch.equal(w4a16_matmul(x, packed, None, Crossover(0, 0)), dense)
+    assert torch.equal(w4a16_matmul(x, packed, None, Crossover(0, 0, 0)), dense)
     # Here the weights are rounded too, each by up to half a unit: errors add up as a random walk.
     bound = 4 * RELATIVE[dtype] * float(dense.float().std())
-    for chosen in (Crossover(16, 0), Crossover(0, 256)):
+    for chosen in (Crossover(16, 0, 0), Crossover(0, 16, 0), Crossover(0, 0, 256)):
         out = w4a16_matmul(x, packed, None, chosen)
         torch.testing.assert_close(out.float(), dense.float(), rtol=2 * RELATIVE[dtype], atol=bound)
 
 
-@pytest.mark.parametrize(
-    "crossover", [Crossover(16, 0), Crossover(0, 64), Crossover(0, 0)], ids=str
-)
+@pytest.mark.parametrize("crossover", [*OWN, Crossover(0, 0, 0)], ids=str)
 @pytest.mark.parametrize("rows", [1, 16, 64])
 def test_replay_in_a_graph(rows: int, crossover: Crossover) -> None:
     """A replay reads what x holds now; with our own kernels it equals an eager call bit for bit."""
@@ -120,13 +127,13 @@ def test_replay_in_a_graph(rows: int, crossover: Crossover) -> None:
         x.copy_(activations(rows, 2048, torch.bfloat16) * scale)
         graph.replay()
         eager = w4a16_matmul(x, packed, bias, crossover)
-        if crossover.path(rows) == "dense":  # cuBLAS may choose another algorithm
+        if crossover.path(rows, x.dtype) == "dense":  # cuBLAS may choose another algorithm
             torch.testing.assert_close(out, eager, rtol=2**-7, atol=0.1)
         else:
             assert torch.equal(out, eager)
 
 
-@BOTH
+@ALL
 def test_repeated_calls_are_equal(product: Product) -> None:
     """Parts of K are added in one order: no atomics."""
     layer = layer_on_gpu(8192, 64, group_size=128)  # few outputs, so K is cut
@@ -139,14 +146,14 @@ def test_a_row_does_not_depend_on_its_neighbours() -> None:
     """Of NaN; the same row in another place gives the same bits."""
     packed = layer_on_gpu(1024, 1024, group_size=128).packed()
     x = activations(4, 1024, torch.bfloat16).cuda()
-    for product in (gemv, gemm):
+    for product in (gemv, few_rows, gemm):
         alone = product(x, packed)
         changed = x.clone()
         changed[1:] = float("nan")
         assert torch.equal(product(changed, packed)[0], alone[0])
 
 
-@BOTH
+@ALL
 def test_rows_of_a_wider_matrix(product: Product) -> None:
     layer = layer_on_gpu(1000, 64)
     wide = torch.full((3, 1500), float("nan"), device="cuda", dtype=torch.bfloat16)
@@ -155,43 +162,48 @@ def test_rows_of_a_wider_matrix(product: Product) -> None:
     assert_product(product(x, layer.packed()), x, layer)
 
 
-@pytest.mark.parametrize("blocks", [1, 2])
-@pytest.mark.parametrize(("warps", "depth"), [(1, 1), (4, 4), (8, 2), (2, 3), (4, 1)])
-def test_every_launch(warps: int, depth: int, blocks: int) -> None:
+@HELD
+@pytest.mark.parametrize("blocks", [2, 4])
+@pytest.mark.parametrize(("warps", "depth"), [(1, 1), (4, 2), (8, 2), (2, 3), (4, 1)])
+def test_every_launch(warps: int, depth: int, blocks: int, product: Product) -> None:
     """All of K in registers, or in groups of chunks, the last one whole or not."""
     layer = layer_on_gpu(2048, 512, group_size=128)
     packed, x = layer.packed(), activations(2, 2048, torch.bfloat16).cuda()
-    assert_product(gemv(x, packed, None, GemvConfig(blocks, warps, depth)), x, layer)
+    assert_product(product(x, packed, None, HeldConfig(blocks, warps, depth)), x, layer)
 
 
 @DTYPES
+@HELD
 @pytest.mark.parametrize(("bits", "order"), [(4, "plain"), (4, "act-order"), (8, "plain")])
-@pytest.mark.parametrize("rows", [1, 2, 4])
-def test_gated(rows: int, bits: int, order: Order, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("rows", [1, 3, 16])
+def test_gated(rows: int, bits: int, order: Order, product: Product, dtype: torch.dtype) -> None:
     """Gate and up of Qwen3-0.6B, against both halves in float64."""
+    if product is few_rows and dtype is torch.float32:
+        pytest.skip("the tensor cores are not for float32")
     layer = layer_on_gpu(1024, 6144, bits=bits, group_size=128, order=order)
     packed, x = layer.packed(), activations(rows, 1024, dtype).cuda()
     gate, up = (x.double() @ layer.dense().double().T).chunk(2, dim=-1)
     expected = torch.nn.functional.silu(gate) * up
-    out = gemv(x, packed, gated=True)
+    out = product(x, packed, gated=True)
     # An error of a half is multiplied by the other half, which may be several deviations.
     atol = 16 * ABSOLUTE * float(expected.std())
     torch.testing.assert_close(out.double(), expected, rtol=RELATIVE[dtype], atol=atol)
 
 
 @pytest.mark.skipif("not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0)")
-@pytest.mark.parametrize("crossover", [Crossover(16, 0), Crossover(0, 64)], ids=str)
+@pytest.mark.parametrize("crossover", OWN, ids=str)
 def test_a_chain_of_early_launches(crossover: Crossover) -> None:
     """Each product reads what the one before writes; in a graph, as a step runs them."""
     weights = [layer_on_gpu(1024, 1024, group_size=128, seed=seed).packed() for seed in range(8)]
     gates = layer_on_gpu(1024, 2048, group_size=128, seed=8).packed()
     start = activations(2, 1024, torch.bfloat16).cuda()
+    gating = crossover if crossover.gemm_rows == 0 else Crossover(16, 0, 0)
 
     def run(pdl: bool) -> Tensor:
         x = start
         for weight in weights:
             x = (w4a16_matmul(x, weight, None, crossover, pdl=pdl) / 16).tanh()
-            x = (gemv(x, gates, gated=True, pdl=pdl) / 64).tanh()
+            x = (w4a16_matmul(x, gates, None, gating, gated=True, pdl=pdl) / 64).tanh()
             x = w4a16_matmul(x, weight, None, crossover, pdl=pdl) / 16
         return x
 
@@ -205,10 +217,11 @@ def test_a_chain_of_early_launches(crossover: Crossover) -> None:
 
 
 @SHAPES
-def test_one_launch_for_one_row(outputs: int, inputs: int) -> None:
+@pytest.mark.parametrize("rows", [1, 16])
+def test_one_launch_for_few_rows(outputs: int, inputs: int, rows: int) -> None:
     """No second kernel, no copy, no fill in a decode step's layers."""
     packed = layer_on_gpu(inputs, outputs, group_size=128).packed()
-    x = activations(1, inputs, torch.bfloat16).cuda()
+    x = activations(rows, inputs, torch.bfloat16).cuda()
     w4a16_matmul(x, packed)  # compiled before it is counted
     assert profile_kernels(lambda: w4a16_matmul(x, packed)).num_kernels == 1
 
@@ -243,8 +256,8 @@ def test_benchmark(tmp_path: Path) -> None:
     assert bench("m7_gptq", ("kernels",), [*command, "--repeat", "1"]) == 0
     (path,) = tmp_path.glob("*/m7_gptq-kernels.json")
     result = read_result(path)
-    early = {"gemv early", "gemm early"} if supports_pdl(torch.device("cuda")) else set()
+    early = kernels.EARLY if supports_pdl(torch.device("cuda")) else ()
     assert {row["kernel"] for row in result.select(metric="time", batch=1, graphs=True)} == {
-        "cublas", "gemv", "gemm", "dense", "read", *early,
+        "cublas", "gemv", "few_rows", "gemm", "dense", "read", *early,
     }  # fmt: skip
     assert all(0 < row["median"] < 0.01 for row in result.select(metric="time"))

@@ -9,17 +9,21 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
+from m7_gptq.kernels import few_rows as few_rows_module
 from m7_gptq.kernels import gemm as gemm_module
 from m7_gptq.kernels import gemv as gemv_module
 from m7_gptq.kernels import matmul, tiles
+from m7_gptq.kernels.few_rows import few_rows
 from m7_gptq.kernels.gemm import GemmConfig, dequantise, gemm
-from m7_gptq.kernels.gemv import GemvConfig, gemv
-from m7_gptq.kernels.matmul import CROSSOVER, Crossover, w4a16_matmul
+from m7_gptq.kernels.gemv import gemv
+from m7_gptq.kernels.held import HeldConfig
+from m7_gptq.kernels.matmul import CROSSOVER, Crossover, holds_weight, w4a16_matmul
 from m7_gptq.packing import Format
 from m7_gptq.tests.kernel_cases import Order, StoredLayer, activations, stored_layer
 
 Product = Callable[..., Tensor]
-BOTH = pytest.mark.parametrize("product", [gemv, gemm])
+ALL = pytest.mark.parametrize("product", [gemv, few_rows, gemm])
+HELD = pytest.mark.parametrize("product", [gemv, few_rows])
 CASES = [
     # inputs, outputs, bits, group size, form, symmetric, order
     (128, 8, 4, 128, "gptq", True, "plain"),
@@ -49,7 +53,7 @@ def assert_close(ours: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=2e-5)
 
 
-@BOTH
+@ALL
 @LAYERS
 def test_equals_the_product_with_the_dense_weight(product: Product, case: Case) -> None:
     layer = layer_of(case)
@@ -63,8 +67,8 @@ def test_dequantised_weights_are_equal_bit_for_bit(case: Case) -> None:
     assert torch.equal(dequantise(layer.packed(), torch.float32), layer.dense())
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, 16])
-@BOTH
+@pytest.mark.parametrize("rows", [1, 2, 5, 9, 16, 32])
+@ALL
 def test_rows(product: Product, rows: int) -> None:
     layer, x = stored_layer(72, 8, bits=8), activations(rows, 72)
     assert_close(product(x, layer.packed()), x @ layer.dense().T)
@@ -87,23 +91,32 @@ def test_k_cut_between_programs(splits: int, bias: bool) -> None:
     assert_close(gemm(x, layer.packed(), added, GemmConfig(16, 16, splits, 4, 1)), expected)
 
 
-@pytest.mark.parametrize("blocks", [1, 2])
+@HELD
+@pytest.mark.parametrize("blocks", [1, 2, 4])
 @pytest.mark.parametrize(("warps", "depth"), [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (1, 8)])
 @pytest.mark.parametrize("order", ["plain", "act-order"])
-def test_every_shape_of_a_program(order: Order, warps: int, depth: int, blocks: int) -> None:
+def test_every_shape_of_a_program(
+    order: Order, warps: int, depth: int, blocks: int, product: Product
+) -> None:
     """Of 5 tiles and 20 outputs: one group of chunks or several, the last one whole or not."""
     layer = stored_layer(300, 20, bits=8, group_size=64, order=order)
     x, bias = activations(2, 300), torch.randn(20)
-    config = GemvConfig(blocks, warps, depth)
-    assert_close(gemv(x, layer.packed(), bias, config), x @ layer.dense().T + bias)
+    config = HeldConfig(blocks, warps, depth)
+    if product is few_rows and blocks == 1:  # a tensor core takes 16 outputs
+        with pytest.raises(AssertionError, match="blocks=1"):
+            few_rows(x, layer.packed(), bias, config)
+        return
+    assert_close(product(x, layer.packed(), bias, config), x @ layer.dense().T + bias)
 
 
+@HELD
 @pytest.mark.parametrize("group_size", [16, 32, 48, 64, 128, -1])
-def test_groups_of_a_deep_weight(group_size: int) -> None:
-    """7 tiles of 128: parts of a tile, across tiles, and all of it, in two groups of chunks."""
-    layer, x = stored_layer(848, 8, group_size=group_size), activations(1, 848)
-    config = GemvConfig(1, 2, 2)
-    assert_close(gemv(x, layer.packed(), None, config), x @ layer.dense().T)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_groups_of_a_deep_weight(bits: int, group_size: int, product: Product) -> None:
+    """7 or 14 tiles: parts of a tile, across tiles, and all of it, in groups of chunks."""
+    layer, x = stored_layer(848, 8, bits=bits, group_size=group_size), activations(1, 848)
+    config = HeldConfig(2, 2, 2)
+    assert_close(product(x, layer.packed(), None, config), x @ layer.dense().T)
 
 
 def gated(y: Tensor) -> Tensor:
@@ -115,32 +128,34 @@ def gated(y: Tensor) -> Tensor:
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("rows", [1, 2, 5])
 @pytest.mark.parametrize("case", CASES[:3] + CASES[5:8], ids=lambda case: "-".join(map(str, case)))
-def test_gated_equals_two_steps(case: Case, rows: int, bias: bool) -> None:
+@HELD
+def test_gated_equals_two_steps(product: Product, case: Case, rows: int, bias: bool) -> None:
     """Halves of 4 to 12 outputs: not a whole number of programs."""
     layer, x = layer_of(case), activations(rows, case[0])
     added = torch.randn(case[1]) if bias else None
     expected = gated(x @ layer.dense().T + (added if added is not None else 0))
-    out = gemv(x, layer.packed(), added, gated=True)
+    out = product(x, layer.packed(), added, gated=True)
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_gated_over_several_groups_of_chunks() -> None:
-    layer, x = stored_layer(300, 40, bits=8, group_size=64), activations(1, 300)
-    out = gemv(x, layer.packed(), None, GemvConfig(2, 2, 2), gated=True)
+@HELD
+@pytest.mark.parametrize("blocks", [2, 4])
+def test_gated_over_several_groups_of_chunks(blocks: int, product: Product) -> None:
+    layer, x = stored_layer(300, 40, bits=8, group_size=64), activations(3, 300)
+    out = product(x, layer.packed(), None, HeldConfig(blocks, 2, 2), gated=True)
     torch.testing.assert_close(out, gated(x @ layer.dense().T), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("outputs", "config"), [(20, GemvConfig(1, 1, 1)), (4, None)])
-def test_gated_needs_two_blocks(outputs: int, config: GemvConfig | None) -> None:
-    packed = stored_layer(64, outputs, bits=8).packed()
-    if config is None:  # two halves of 2 outputs are fine
-        assert gemv(activations(1, 64), packed, gated=True).shape == (1, 2)
-    else:
-        with pytest.raises(AssertionError, match="blocks=1"):
-            gemv(activations(1, 64), packed, None, config, gated=True)
+@HELD
+def test_gated_needs_both_halves(product: Product) -> None:
+    packed = stored_layer(64, 20, bits=8).packed()
+    with pytest.raises(AssertionError, match="blocks=1"):
+        product(activations(1, 64), packed, None, HeldConfig(1, 1, 1), gated=True)
+    two_of_two = stored_layer(64, 4, bits=8).packed()
+    assert product(activations(1, 64), two_of_two, gated=True).shape == (1, 2)
 
 
-@BOTH
+@ALL
 def test_early_launches_are_asked_for(product: Product, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every kernel, the sum over parts of K too. The interpreter has none to make."""
     asked: list[bool] = []
@@ -149,11 +164,11 @@ def test_early_launches_are_asked_for(product: Product, monkeypatch: pytest.Monk
         asked.append(pdl)
         return {}
 
-    for module in (gemv_module, gemm_module, tiles):
+    for module in (gemv_module, few_rows_module, gemm_module, tiles):
         monkeypatch.setattr(module, "launch_options", options)
     layer, x = stored_layer(512, 8), activations(2, 512)
     product(x, layer.packed())
-    assert asked == [False] * (1 if product is gemv else 2)
+    assert asked == [False] * (2 if product is gemm else 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
@@ -163,13 +178,13 @@ def test_scales_of_other_types_and_half_precision(dtype: torch.dtype) -> None:
     x = activations(2, 128, dtype)
     expected = (x.double() @ layer.dense().double().T).to(dtype)
     bound = 2e-3 if dtype is torch.float16 else 1e-5
-    for product in (gemv, gemm):
+    for product in (gemv, few_rows, gemm):
         out = product(x, layer.packed())
         assert out.dtype is dtype
         torch.testing.assert_close(out, expected, rtol=bound, atol=bound)
 
 
-@BOTH
+@ALL
 def test_rows_with_a_stride(product: Product) -> None:
     """Columns of a wider matrix, whose neighbours must not be read."""
     layer, wide = stored_layer(72, 8), torch.full((3, 200), float("nan"))
@@ -178,7 +193,7 @@ def test_rows_with_a_stride(product: Product) -> None:
     assert_close(product(x, layer.packed()), x @ layer.dense().T)
 
 
-@BOTH
+@ALL
 def test_padding_is_not_multiplied(product: Product) -> None:
     """Beyond the last input lies what belongs to others, NaN here; 0 · NaN would show."""
     layer, flat = stored_layer(72, 8, group_size=24), torch.full((400,), float("nan"))
@@ -189,18 +204,31 @@ def test_padding_is_not_multiplied(product: Product) -> None:
 
 class TestChoice:
     def test_by_rows(self) -> None:
-        chosen = Crossover(gemv_rows=2, gemm_rows=5)
-        assert [chosen.path(rows) for rows in (1, 2, 3, 5, 6)] == [
-            "gemv", "gemv", "gemm", "gemm", "dense",
+        chosen = Crossover(gemv_rows=1, few_rows=3, gemm_rows=5)
+        assert [chosen.path(rows, torch.bfloat16) for rows in (1, 2, 3, 4, 5, 6)] == [
+            "gemv", "few_rows", "few_rows", "gemm", "gemm", "dense",
         ]  # fmt: skip
-        without = Crossover(gemv_rows=0, gemm_rows=0)
-        assert without.path(1) == "dense"
-        assert Crossover(gemv_rows=4, gemm_rows=0).path(4) == "gemv"
+        assert Crossover(0, 0, 0).path(1, torch.bfloat16) == "dense"
+        assert Crossover(4, 2, 0).path(4, torch.bfloat16) == "gemv"
+        assert Crossover(0, 4, 0).path(1, torch.float16) == "few_rows"
 
-    @pytest.mark.parametrize(("gemv_rows", "gemm_rows"), [(17, 20), (-1, 20), (1, -1)])
-    def test_ranges(self, gemv_rows: int, gemm_rows: int) -> None:
+    def test_float32_is_not_rounded_for_the_tensor_cores(self) -> None:
+        chosen = Crossover(1, 3, 5)
+        assert [chosen.path(rows, torch.float32) for rows in (1, 2, 3, 4)] == [
+            "gemv", "gemv", "gemv", "gemm",
+        ]  # fmt: skip
+
+    def test_one_row_of_a_large_weight(self) -> None:
+        chosen = Crossover(1, 3, 5)
+        assert chosen.path(1, torch.bfloat16, matmul.LARGE - 1) == "gemv"
+        assert chosen.path(1, torch.bfloat16, matmul.LARGE) == "few_rows"
+        assert chosen.path(1, torch.float32, matmul.LARGE) == "gemv"
+        assert Crossover(1, 0, 5).path(1, torch.bfloat16, matmul.LARGE) == "gemv"
+
+    @pytest.mark.parametrize("values", [(33, 16, 20), (-1, 16, 20), (1, 33, 20), (1, 16, -1)])
+    def test_ranges(self, values: tuple[int, int, int]) -> None:
         with pytest.raises(ConfigError, match=r"must be .* got"):
-            Crossover(gemv_rows, gemm_rows)
+            Crossover(*values)
 
     @pytest.mark.parametrize("rows", [1, 2, 3, 5, 6, 17])
     def test_every_path_computes_the_same(self, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,13 +243,23 @@ class TestChoice:
 
             return call
 
-        for name in ("gemv", "gemm", "dequantise"):
+        for name in ("gemv", "few_rows", "gemm", "dequantise"):
             monkeypatch.setattr(matmul, name, spy(name))
-        layer, x = stored_layer(96, 8, order="act-order"), activations(rows, 96)
-        crossover = Crossover(gemv_rows=2, gemm_rows=5)
-        out = w4a16_matmul(x, layer.packed(), torch.ones(8), crossover)
-        assert_close(out, x @ layer.dense().T + 1)
-        assert seen == ["gemv" if rows <= 2 else "gemm" if rows <= 5 else "dequantise"]
+        layer, x = stored_layer(96, 8, order="act-order"), activations(rows, 96, torch.float16)
+        out = w4a16_matmul(x, layer.packed(), torch.ones(8), Crossover(1, 2, 5))
+        expected = x.float() @ layer.dense().T + 1
+        torch.testing.assert_close(out.float(), expected, rtol=4e-3, atol=4e-3)
+        path = {1: "gemv", 2: "few_rows", 3: "gemm", 5: "gemm"}.get(rows, "dequantise")
+        assert seen == [path]
+
+    def test_which_rows_can_be_gated(self) -> None:
+        chosen = Crossover(1, 2, 5)
+        can = [holds_weight(rows, 4, torch.bfloat16, chosen) for rows in range(5)]
+        assert can == [False, True, True, False, False]
+        layer, x = stored_layer(64, 8), activations(3, 64, torch.float16)
+        assert w4a16_matmul(x[:2], layer.packed(), None, chosen, gated=True).shape == (2, 4)
+        with pytest.raises(AssertionError, match="3"):
+            w4a16_matmul(x, layer.packed(), None, chosen, gated=True)
 
     def test_both_widths_have_a_choice(self) -> None:
         for bits in (4, 8):
@@ -242,46 +280,45 @@ class TestShapes:
         layer, x = stored_layer(64, 8), torch.randn(64, 3).T
         assert_close(w4a16_matmul(x, layer.packed()), x @ layer.dense().T)
 
-    @BOTH
+    @ALL
     def test_another_width_is_our_mistake(self, product: Product) -> None:
         with pytest.raises(AssertionError):
             product(torch.zeros(1, 72), stored_layer(64, 8).packed())
 
-    @pytest.mark.parametrize("rows", [0, 17])
-    def test_a_gemv_takes_1_to_16_rows(self, rows: int) -> None:
+    @pytest.mark.parametrize("rows", [0, 33])
+    def test_the_tensor_cores_take_1_to_32_rows(self, rows: int) -> None:
         with pytest.raises(AssertionError, match=str(rows)):
-            gemv(torch.zeros(rows, 64), stored_layer(64, 8).packed())
+            few_rows(torch.zeros(rows, 64), stored_layer(64, 8).packed())
 
 
 class TestLaunches:
     """Launches depend on shapes, and fill 132 multiprocessors."""
 
     @pytest.mark.parametrize(
-        ("outputs", "tiles", "gated", "expected"),
-        [(4096, 8, False, (1, 4, 2)), (1024, 16, False, (1, 8, 2)), (6144, 8, False, (1, 4, 2)),
-         (6144, 8, True, (2, 4, 2)), (1024, 24, False, (1, 8, 3)), (8192, 64, False, (2, 4, 4)),
-         (151936, 16, False, (2, 4, 4)), (1024, 112, False, (1, 8, 7)), (64, 1, False, (1, 1, 1)),
-         (64, 3, False, (1, 4, 1))],
+        ("tiles", "bits", "expected"),
+        [(8, 4, (2, 8, 1)), (16, 4, (2, 8, 2)), (24, 4, (2, 8, 3)), (64, 4, (2, 8, 2)),
+         (16, 8, (2, 8, 2)), (112, 4, (2, 8, 2)), (1, 4, (2, 1, 1)), (3, 4, (2, 4, 1))],
     )  # fmt: skip
-    def test_one_row(
-        self, outputs: int, tiles: int, gated: bool, expected: tuple[int, int, int]
+    def test_one_row(self, tiles: int, bits: int, expected: tuple[int, int, int]) -> None:
+        """As many chunks as registers hold, in groups of one size."""
+        assert gemv_module.default_config(tiles, bits) == HeldConfig(*expected)
+
+    @pytest.mark.parametrize(
+        ("outputs", "tiles", "bits", "expected"),
+        [(4096, 8, 4, (4, 4, 2)), (1024, 16, 4, (2, 4, 4)), (6144, 8, 4, (4, 4, 2)),
+         (1024, 24, 4, (2, 8, 3)), (8192, 64, 4, (4, 4, 2)), (151936, 16, 8, (2, 2, 1)),
+         (64, 1, 4, (2, 1, 1))],
+    )  # fmt: skip
+    def test_few_rows(
+        self, outputs: int, tiles: int, bits: int, expected: tuple[int, int, int]
     ) -> None:
-        """At most 8 reads of a thread in flight, in groups of one size."""
-        config = gemv_module.default_config(1, outputs, tiles, 132, gated=gated)
-        assert config == GemvConfig(*expected)
-
-    def test_many_sums_leave_one_block(self) -> None:
-        blocks = [gemv_module.default_config(rows, 65536, 64, 132).blocks for rows in (2, 3)]
-        assert blocks == [2, 1]
-
-    @pytest.mark.parametrize(("rows", "depth"), [(1, 8), (2, 4), (4, 2), (8, 1), (16, 1)])
-    def test_many_rows_take_fewer_chunks_at_a_time(self, rows: int, depth: int) -> None:
-        assert gemv_module.default_config(rows, 1024, 64, 132).depth == depth
+        """All of K at once if 4 or 8 warps can; many small programs for very many outputs."""
+        assert few_rows_module.default_config(outputs, tiles, bits, 132) == HeldConfig(*expected)
 
     @pytest.mark.parametrize(
         ("rows", "outputs", "tiles", "block_m", "splits"),
         [(2, 1024, 8, 16, 4), (17, 4096, 8, 32, 4), (64, 1024, 24, 64, 12), (256, 8192, 64, 64, 1),
-         (1, 64, 1, 16, 1)],
+         (64, 6144, 24, 64, 5), (1, 64, 1, 16, 1)],
     )  # fmt: skip
     def test_many_rows(
         self, rows: int, outputs: int, tiles: int, block_m: int, splits: int
@@ -289,10 +326,10 @@ class TestLaunches:
         config = gemm_module.default_config(rows, outputs, tiles, 132)
         assert (config.block_m, config.splits) == (block_m, splits)
 
-    @pytest.mark.parametrize("values", [(4, 8, 1), (0, 8, 1), (1, 6, 1), (1, 64, 1), (1, 8, 0)])
-    def test_gemv_ranges(self, values: tuple[int, int, int]) -> None:
+    @pytest.mark.parametrize("values", [(16, 8, 1), (0, 8, 1), (1, 6, 1), (1, 64, 1), (1, 8, 0)])
+    def test_held_ranges(self, values: tuple[int, int, int]) -> None:
         with pytest.raises(ConfigError, match=r"must be .* got"):
-            GemvConfig(*values)
+            HeldConfig(*values)
 
     @pytest.mark.parametrize(
         "values", [(8, 16, 1, 4, 1), (64, 24, 1, 4, 1), (64, 16, 0, 4, 1), (64, 16, 1, 4, 0)]
