@@ -65,8 +65,8 @@ class Crossover:
 
 
 CROSSOVER = {4: Crossover(1, 32, 64), 8: Crossover(1, 8, 128)}
-"""By bits, as ``python -m m7_gptq.benchmarks --only kernels`` asked for on an H100: in 4 bits for the
-layers of Qwen3-0.6B (the GEMM up to 32, 64, 64 and 128 rows), in 8 bits for its output matrix."""
+"""By bits, as ``python -m m7_gptq.benchmarks --only kernels`` asked for on an H100: in 4 bits for
+Qwen3-0.6B's layers (the GEMM up to 32, 64, 64 and 128 rows), in 8 bits for its output matrix."""
 
 
 def w4a16_matmul(
