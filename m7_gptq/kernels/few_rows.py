@@ -288,7 +288,7 @@ def few_rows(
     Rounded once; deterministic.
 
     Args:
-        x: ``[rows, in]`` floating point, 1 … 32 rows, neighbouring inputs adjacent.
+        x: ``[rows, in]``, 1 … 32 rows, neighbouring inputs adjacent; on a GPU of 16-bit floats.
         weight: On the same device; gate's outputs, then up's, if ``gated``.
         bias: ``[out]`` or None.
         config: The launch; by default :func:`default_config`. At least 2 blocks: the tensor core
@@ -301,6 +301,7 @@ def few_rows(
     """
     (rows, inputs), outputs, tiles = x.shape, weight.out_features, len(weight.words)
     assert 1 <= rows <= MAX_ROWS, rows
+    assert not x.is_cuda or x.dtype != torch.float32
     assert inputs == weight.in_features, (inputs, weight.in_features)
     assert x.stride(1) == 1
     config = config or default_config(outputs, tiles, weight.bits, num_sms(x.device))

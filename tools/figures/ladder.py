@@ -38,9 +38,13 @@ def ladder(given: FigureInput) -> Any:
         )
     for at, rung in enumerate(rungs, 1):
         mean = gains["geometric_mean", *rung]
+        others = [gains[metric, *rung] / mean for metric in _LINES if metric != "geometric_mean"]
+        # A mean lies between the others: its number goes where the next line is farther away.
+        above = min((r for r in others if r > 1), default=1.0)
+        up = above > 1 / max((r for r in others if r <= 1), default=1.0)
         ax.annotate(
-            format_number(mean, 2), (at, mean), (0, -11), textcoords="offset points", ha="center",
-            va="top", color=INK, fontsize=8,
+            format_number(mean, 2), (at, mean), (0, 7 if up else -11), textcoords="offset points",
+            ha="center", va="bottom" if up else "top", color=INK, fontsize=8,
         )  # fmt: skip
     ax.axhline(1.0, color=INK, ls=":", lw=1)
     ax.set_yscale("log")
