@@ -2,8 +2,8 @@
 
 Words are read and unpacked before x is there, see :mod:`m7_gptq.kernels.held`. Unpacked they are
 ``q − zero``, a whole number below 256 and so exact in bfloat16 and float16, and they are the
-*operand* as they lie: the tensor core's instruction wants outputs g and g + 8 and four neighbouring
-inputs of a thread, which is what a thread has read::
+*operand* as they lie (:mod:`m7_gptq.kernels.operand`): the tensor core's instruction wants outputs
+g and g + 8 and four neighbouring inputs of a thread, which is what a thread has read::
 
     operand [8 · blocks outputs, inputs of a warp's tile]    x [8 or 16 rows]
                           |                                      |
@@ -13,13 +13,6 @@ inputs of a thread, which is what a thread has read::
 so no weight passes through shared memory. The scale multiplies the product of a group, and the
 weight is never rounded to the dtype of x. The rows that x does not have are zeros and cost nothing
 but their place: a tile of the tensor core is 8 columns wide.
-
-Two weights of 4 bits are unpacked at once. The nibbles of two words, 16 bits apart, get the upper
-byte of the 16-bit float whose last mantissa bit is worth 1, and one instruction takes the zero
-point from both::
-
-    pair = w >> 4j & 0x000F000F | 0x43004300        (128 + q, 128 + q')      in bfloat16
-    held = pair · 1 − (128 + zero)                  (q − zero, q' − zero)    exact
 """
 
 from __future__ import annotations
@@ -42,8 +35,8 @@ from m7_gptq.kernels.held import (
     outputs_of,
     span_of,
 )
+from m7_gptq.kernels.operand import unpack_operands
 from m7_gptq.kernels.repack import SLICE, PackedWeight
-from m7_gptq.kernels.tiles import difference
 
 MAX_ROWS = 32
 """More than 16 are computed 16 at a time, with the weight held."""
@@ -71,102 +64,6 @@ def default_config(outputs: int, tiles: int, bits: int, num_sms: int) -> HeldCon
     # More warps where they spare walking through K.
     spares = triton.cdiv(tiles, FEW_WARPS) > most >= triton.cdiv(tiles, MANY_WARPS)
     return held_config(blocks, MANY_WARPS if spares else FEW_WARPS, tiles, most)
-
-
-def _pairs_asm(kind: str, exponent: int, one: int) -> str:
-    """PTX that unpacks two words into eight pairs; the zero point comes as a pair of its negative.
-
-    Args:
-        kind: ``bf16x2`` or ``f16x2``.
-        exponent: Upper byte of the float whose last mantissa bit is worth 1: 128 or 1024.
-        one: The float 1.
-    """
-    lines = ["prmt.b32 low, $8, $9, 0x5410;", "prmt.b32 high, $8, $9, 0x7632;"]
-    lines += [f"mov.b32 one, {one * 0x10001:#x};"]
-    for value in range(8):
-        half = "low" if value < 4 else "high"
-        lines += [
-            f"shr.b32 pair, {half}, {value % 4 * 4};",
-            f"lop3.b32 pair, pair, 0x000F000F, {exponent * 0x1000100:#x}, 0xEA;",  # (a & b) | c
-            f"fma.rn.{kind} ${value}, pair, one, $10;",
-        ]
-    return "{ .reg .b32 low, high, pair, one; " + " ".join(lines) + " }"
-
-
-PAIRS_BF16 = tl.constexpr(_pairs_asm("bf16x2", 0x43, 0x3F80))
-PAIRS_F16 = tl.constexpr(_pairs_asm("f16x2", 0x64, 0x3C00))
-PAIRS_REGISTERS = tl.constexpr("=r," * 8 + "r,r,r,r")
-
-
-@triton.jit
-def _values(
-    words, zero, run, nought,
-    DTYPE: tl.constexpr, BITS: tl.constexpr, SPAN: tl.constexpr, PAIRS: tl.constexpr,
-):  # fmt: skip
-    """A tuple of ``q − zero`` for SPAN values of each word, exact in DTYPE."""
-    zero = zero[:, :, :, None]
-    if PAIRS and tl.bfloat16 == DTYPE:  # 1.5 instructions a weight instead of 2.5
-        found = tl.inline_asm_elementwise(
-            PAIRS_BF16, PAIRS_REGISTERS, [words, (zero | 0xC300) * 0x10001],
-            dtype=(tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16,
-                   tl.bfloat16, tl.bfloat16, tl.bfloat16, tl.bfloat16),
-            is_pure=True, pack=2,
-        )  # fmt: skip
-    elif PAIRS:
-        found = tl.inline_asm_elementwise(
-            PAIRS_F16, PAIRS_REGISTERS, [words, (zero | 0xE400) * 0x10001],
-            dtype=(tl.float16, tl.float16, tl.float16, tl.float16,
-                   tl.float16, tl.float16, tl.float16, tl.float16),
-            is_pure=True, pack=2,
-        )  # fmt: skip
-    else:
-        found = ()
-        for i in tl.static_range(SPAN):
-            exact = difference(words, zero, run * SPAN + i, BITS, nought)
-            found = found + (exact.to(DTYPE),)  # noqa: RUF005
-    return found
-
-
-@triton.jit
-def _operand(
-    words, zero, run, nought, DTYPE: tl.constexpr,
-    BITS: tl.constexpr, SLICE: tl.constexpr, SPAN: tl.constexpr, PAIRS: tl.constexpr,
-    LANES: tl.constexpr, BLOCKS: tl.constexpr, STEP: tl.constexpr,
-):  # fmt: skip
-    """SPAN values of each word as ``[STEP, BLOCKS · LANES, SPAN · SLICE]``, ordered as places."""
-    found = _values(words, zero, run, nought, DTYPE, BITS, SPAN, PAIRS)
-    # Joined from the highest bit of a value's number to the lowest, which so lies innermost.
-    if SPAN == 8:
-        found = (
-            tl.join(found[0], found[4]), tl.join(found[1], found[5]),
-            tl.join(found[2], found[6]), tl.join(found[3], found[7]),
-        )  # fmt: skip
-    if SPAN >= 4:
-        found = (tl.join(found[0], found[2]), tl.join(found[1], found[3]))
-    if SPAN >= 2:
-        found = (tl.join(found[0], found[1]),)
-    values = tl.reshape(found[0], [LANES, STEP, BLOCKS, SLICE, SPAN])
-    values = tl.permute(values, 1, 2, 0, 4, 3)
-    return tl.reshape(values, [STEP, BLOCKS * LANES, SPAN * SLICE])
-
-
-@triton.jit
-def _operands(
-    words, zeros, nought, DTYPE: tl.constexpr,
-    BITS: tl.constexpr, SLICE: tl.constexpr, SPAN: tl.constexpr, PAIRS: tl.constexpr,
-    LANES: tl.constexpr, BLOCKS: tl.constexpr, STEP: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    """A tuple of operands, one for each group in each chunk."""
-    RUNS: tl.constexpr = 32 // BITS // SPAN
-    found = ()
-    for chunk in tl.static_range(DEPTH):
-        for run in tl.static_range(RUNS):
-            operand = _operand(
-                words[chunk], zeros[chunk * RUNS + run], run, nought, DTYPE,
-                BITS, SLICE, SPAN, PAIRS, LANES, BLOCKS, STEP,
-            )  # fmt: skip
-            found = found + (operand,)  # noqa: RUF005
-    return found
 
 
 @triton.jit
@@ -228,7 +125,7 @@ def _few_rows_kernel(
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + tl.reshape(tl.permute(n, 1, 0), [N])).to(tl.float32)
     if TILES <= STEP * DEPTH:
-        held = _operands(
+        held = unpack_operands(
             words, zeros, nought, DTYPE, BITS, SLICE, SPAN, PAIRS, LANES, BLOCKS, STEP, DEPTH
         )
     for top in tl.range(0, rows, M, num_stages=1):  # a wall for the compiler, see held
@@ -251,7 +148,7 @@ def _few_rows_kernel(
                     x_ptr, source_ptr, m, rows, x_stride, first,
                     COUNT, SLICE, SPAN, K, TILES, STEP, DEPTH,
                 )  # fmt: skip
-                part = _operands(
+                part = unpack_operands(
                     now, now_zeros, nought, DTYPE,
                     BITS, SLICE, SPAN, PAIRS, LANES, BLOCKS, STEP, DEPTH,
                 )  # fmt: skip
