@@ -124,7 +124,7 @@ def _gemv_kernel(
         bias = tl.load(bias_ptr + n).to(tl.float32)
     if TILES <= STEP * DEPTH:
         held = _unpack(words, zeros, nought, BITS, SPAN, DEPTH)
-    for row in tl.range(0, rows, num_stages=1):  # a wall for the compiler, see the module's text
+    for row in tl.range(0, rows, num_stages=1):  # a wall for the compiler, see held
         wait_for_last(PDL)
         x_row = x_ptr + row * x_stride
         total = tl.zeros([LANES, STEP, BLOCKS, SLICE], dtype=tl.float32)
