@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from m7_gptq.kernels.lookup import lookup
-from m7_gptq.kernels.matmul import holds_weight, w4a16_matmul
+from m7_gptq.kernels.matmul import can_gate, w4a16_matmul
 from m7_gptq.kernels.repack import PackedWeight
 from m7_gptq.linear import GPTQLinear
 
@@ -54,7 +54,7 @@ class FusedGPTQLinear(GPTQLinear):
     def suits(self, x: Tensor) -> bool:
         """Whether :meth:`silu_mul` takes x: few rows, and gate and up in one packed weight."""
         rows = x.numel() // x.shape[-1]
-        few = holds_weight(rows, self.format.bits, x.dtype)
+        few = can_gate(rows, self.format.bits, x.dtype)
         return few and self.merged and len(set(self.out_sizes)) == 1 and len(self.out_sizes) == 2
 
     def silu_mul(self, x: Tensor) -> Tensor:

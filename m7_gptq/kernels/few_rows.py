@@ -25,18 +25,20 @@ import triton.language as tl
 from torch import Tensor
 
 from m4_flash.kernels.activation import swiglu
-from m4_flash.kernels.launch import launch_options, start_next, wait_for_last
+from m4_flash.kernels.launch import start_next, wait_for_last
 from m7_gptq.kernels.held import (
     LANES,
     HeldConfig,
     held_config,
+    launch,
     load_weights,
     num_sms,
     outputs_of,
     span_of,
 )
 from m7_gptq.kernels.operand import unpack_operands
-from m7_gptq.kernels.repack import SLICE, PackedWeight
+from m7_gptq.kernels.repack import PackedWeight
+from m7_gptq.packing import per_word
 
 MAX_ROWS = 32
 """More than 16 are computed 16 at a time, with the weight held."""
@@ -196,23 +198,13 @@ def few_rows(
     Returns:
         ``[rows, out]``, or ``[rows, out / 2]`` if ``gated``, in the dtype of ``x``.
     """
-    (rows, inputs), outputs, tiles = x.shape, weight.out_features, len(weight.words)
+    rows, tiles = len(x), len(weight.words)
     assert 1 <= rows <= MAX_ROWS, rows
     assert not x.is_cuda or x.dtype != torch.float32
-    assert inputs == weight.in_features, (inputs, weight.in_features)
-    assert x.stride(1) == 1
-    config = config or default_config(outputs, tiles, weight.bits, num_sms(x.device))
+    config = config or default_config(weight.out_features, tiles, weight.bits, num_sms(x.device))
     assert config.blocks >= 2, config
-    assert not gated or outputs % 2 == 0, outputs
-    width, span = outputs // 2 if gated else outputs, span_of(weight)
-    out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-    _few_rows_kernel[(triton.cdiv(outputs, LANES * config.blocks),)](
-        x, weight.words, weight.scales, weight.zeros, weight.source, bias, out,
-        rows, x.stride(0), outputs, len(weight.scales),
-        BITS=weight.bits, WIDTH=weight.group_width, SLICE=SLICE, SPAN=span,
-        K=inputs, TILES=tiles, LANES=LANES, M=8 if rows <= 8 else 16,
-        BLOCKS=config.blocks, STEP=config.num_warps, DEPTH=config.depth,
-        PAIRS=x.is_cuda and weight.bits == 4 and span == 8, GATED=gated, PDL=pdl,
-        num_warps=config.num_warps, **launch_options(pdl),
+    pairs = x.is_cuda and weight.bits == 4 and span_of(weight) == per_word(4)
+    return launch(
+        _few_rows_kernel, x, weight, bias, config,
+        gated=gated, pdl=pdl, M=8 if rows <= 8 else 16, PAIRS=pairs,
     )  # fmt: skip
-    return out

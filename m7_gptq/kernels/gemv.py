@@ -19,22 +19,14 @@ from __future__ import annotations
 
 import functools
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from m4_flash.kernels.activation import swiglu
-from m4_flash.kernels.launch import launch_options, start_next, wait_for_last
-from m7_gptq.kernels.held import (
-    LANES,
-    HeldConfig,
-    held_config,
-    load_weights,
-    outputs_of,
-    span_of,
-)
-from m7_gptq.kernels.repack import SLICE, PackedWeight
+from m4_flash.kernels.launch import start_next, wait_for_last
+from m7_gptq.kernels.held import HeldConfig, held_config, launch, load_weights, outputs_of
+from m7_gptq.kernels.repack import PackedWeight
 from m7_gptq.kernels.tiles import difference, to_float32
 
 BLOCKS, WARPS = 2, 8
@@ -180,20 +172,5 @@ def gemv(
     Returns:
         ``[rows, out]``, or ``[rows, out / 2]`` if ``gated``, in the dtype of ``x``.
     """
-    (rows, inputs), outputs, tiles = x.shape, weight.out_features, len(weight.words)
-    assert rows >= 1
-    assert inputs == weight.in_features, (inputs, weight.in_features)
-    assert x.stride(1) == 1
-    config = config or default_config(tiles, weight.bits)
-    assert not gated or config.blocks % 2 == outputs % 2 == 0, (config, outputs)
-    width = outputs // 2 if gated else outputs
-    out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
-    _gemv_kernel[(triton.cdiv(outputs, LANES * config.blocks),)](
-        x, weight.words, weight.scales, weight.zeros, weight.source, bias, out,
-        rows, x.stride(0), outputs, len(weight.scales),
-        BITS=weight.bits, WIDTH=weight.group_width, SLICE=SLICE, SPAN=span_of(weight),
-        K=inputs, TILES=tiles, LANES=LANES,
-        BLOCKS=config.blocks, STEP=config.num_warps, DEPTH=config.depth,
-        GATED=gated, PDL=pdl, num_warps=config.num_warps, **launch_options(pdl),
-    )  # fmt: skip
-    return out
+    config = config or default_config(len(weight.words), weight.bits)
+    return launch(_gemv_kernel, x, weight, bias, config, gated=gated, pdl=pdl)

@@ -28,12 +28,15 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from common.errors import ConfigError
+from m4_flash.kernels.launch import launch_options
 from m7_gptq.kernels.repack import SLICE, PackedWeight
 from m7_gptq.kernels.tiles import load_grid
 from m7_gptq.packing import per_word
@@ -77,7 +80,7 @@ def held_config(blocks: int, num_warps: int, tiles: int, most: int) -> HeldConfi
 
     Args:
         blocks: As in :class:`HeldConfig`.
-        num_warps: At least as many as wanted; fewer where K has fewer tiles.
+        num_warps: As many as wanted; fewer where K has fewer tiles.
         tiles: Tiles of K.
         most: Chunks that fit in registers.
     """
@@ -103,6 +106,50 @@ def span_of(weight: PackedWeight) -> int:
     if SLICE * count % weight.group_width == 0:  # a group is part of a tile
         return weight.group_width // SLICE
     return 1
+
+
+def launch(
+    kernel: Any,
+    x: Tensor,
+    weight: PackedWeight,
+    bias: Tensor | None,
+    config: HeldConfig,
+    *,
+    gated: bool,
+    pdl: bool,
+    **constants: Any,
+) -> Tensor:
+    """Run one of the two kernels, whose arguments are the same.
+
+    Args:
+        kernel: A function of Triton.
+        x: ``[rows, in]``, at least 1 row, neighbouring inputs adjacent.
+        weight: On the same device; gate's outputs, then up's, if ``gated``.
+        bias: ``[out]`` or None.
+        config: The launch; of an even number of blocks if ``gated``.
+        gated: Halve the outputs by SwiGLU's gate.
+        pdl: Launch programmatically, see :mod:`m4_flash.kernels.launch`.
+        constants: What the kernel has beyond the other one.
+
+    Returns:
+        ``[rows, out]``, or ``[rows, out / 2]`` if ``gated``, in the dtype of ``x``.
+    """
+    (rows, inputs), outputs = x.shape, weight.out_features
+    assert rows >= 1
+    assert inputs == weight.in_features, (inputs, weight.in_features)
+    assert x.stride(1) == 1
+    assert not gated or config.blocks % 2 == outputs % 2 == 0, (config, outputs)
+    width = outputs // 2 if gated else outputs
+    out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
+    kernel[(triton.cdiv(outputs, LANES * config.blocks),)](
+        x, weight.words, weight.scales, weight.zeros, weight.source, bias, out,
+        rows, x.stride(0), outputs, len(weight.scales),
+        BITS=weight.bits, WIDTH=weight.group_width, SLICE=SLICE, SPAN=span_of(weight),
+        K=inputs, TILES=len(weight.words), LANES=LANES,
+        BLOCKS=config.blocks, STEP=config.num_warps, DEPTH=config.depth,
+        GATED=gated, PDL=pdl, **constants, num_warps=config.num_warps, **launch_options(pdl),
+    )  # fmt: skip
+    return out
 
 
 @triton.jit

@@ -18,6 +18,8 @@ LARGE = 2**25
 """Elements of a weight of which reading takes long beside a launch: 8192 · 4096."""
 
 Path = Literal["gemv", "few_rows", "gemm", "dense"]
+GATING: tuple[Path, ...] = ("gemv", "few_rows")
+"""Kernels that can compute SwiGLU as well."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,7 @@ def w4a16_matmul(
         packed: On the device of ``x``.
         bias: ``[out]`` or None.
         crossover: Which kernel from how many rows on; by default :data:`CROSSOVER`.
-        gated: Return ``silu(gate) · up`` of it, of half the width; for 1 row or more, as many as
-            :func:`holds_weight` takes.
+        gated: Return ``silu(gate) · up`` of it, of half the width; where :func:`can_gate`.
         pdl: Launch our kernels programmatically (:mod:`m4_flash.kernels.launch`); the dense path
             is launched plainly.
 
@@ -101,10 +102,11 @@ def w4a16_matmul(
     if rows.stride(1) != 1:
         rows = rows.contiguous()
     crossover = crossover or CROSSOVER[packed.bits]
-    assert not gated or holds_weight(len(rows), packed.bits, x.dtype, crossover), len(rows)
+    path = crossover.path(len(rows), x.dtype, packed.size)
+    assert not gated or (len(rows) and path in GATING), len(rows)
     if not len(rows):
         out = x.new_empty(0, packed.out_features)
-    elif (path := crossover.path(len(rows), x.dtype, packed.size)) == "gemv":
+    elif path == "gemv":
         out = gemv(rows, packed, bias, gated=gated, pdl=pdl)
     elif path == "few_rows":
         out = few_rows(rows, packed, bias, gated=gated, pdl=pdl)
@@ -116,9 +118,6 @@ def w4a16_matmul(
     return out.view(*x.shape[:-1], out.shape[1])
 
 
-def holds_weight(
-    rows: int, bits: int, dtype: torch.dtype, crossover: Crossover | None = None
-) -> bool:
-    """Whether so few rows of x are multiplied by a kernel that can gate, too."""
-    path = (crossover or CROSSOVER[bits]).path(rows, dtype)
-    return rows > 0 and path in ("gemv", "few_rows")
+def can_gate(rows: int, bits: int, dtype: torch.dtype, crossover: Crossover | None = None) -> bool:
+    """Whether :func:`w4a16_matmul` takes ``gated`` for that many rows of x."""
+    return rows > 0 and (crossover or CROSSOVER[bits]).path(rows, dtype) in GATING

@@ -12,12 +12,12 @@ from common.errors import ConfigError
 from m7_gptq.kernels import few_rows as few_rows_module
 from m7_gptq.kernels import gemm as gemm_module
 from m7_gptq.kernels import gemv as gemv_module
-from m7_gptq.kernels import matmul, tiles
+from m7_gptq.kernels import held, matmul, tiles
 from m7_gptq.kernels.few_rows import few_rows
 from m7_gptq.kernels.gemm import GemmConfig, dequantise, gemm
 from m7_gptq.kernels.gemv import gemv
 from m7_gptq.kernels.held import HeldConfig
-from m7_gptq.kernels.matmul import CROSSOVER, Crossover, holds_weight, w4a16_matmul
+from m7_gptq.kernels.matmul import CROSSOVER, Crossover, can_gate, w4a16_matmul
 from m7_gptq.packing import Format
 from m7_gptq.tests.kernel_cases import Order, StoredLayer, activations, stored_layer
 
@@ -164,7 +164,7 @@ def test_early_launches_are_asked_for(product: Product, monkeypatch: pytest.Monk
         asked.append(pdl)
         return {}
 
-    for module in (gemv_module, few_rows_module, gemm_module, tiles):
+    for module in (held, gemm_module, tiles):
         monkeypatch.setattr(module, "launch_options", options)
     layer, x = stored_layer(512, 8), activations(2, 512)
     product(x, layer.packed())
@@ -254,7 +254,7 @@ class TestChoice:
 
     def test_which_rows_can_be_gated(self) -> None:
         chosen = Crossover(1, 2, 5)
-        can = [holds_weight(rows, 4, torch.bfloat16, chosen) for rows in range(5)]
+        can = [can_gate(rows, 4, torch.bfloat16, chosen) for rows in range(5)]
         assert can == [False, True, True, False, False]
         layer, x = stored_layer(64, 8), activations(3, 64, torch.float16)
         assert w4a16_matmul(x[:2], layer.packed(), None, chosen, gated=True).shape == (2, 4)
